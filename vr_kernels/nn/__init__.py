@@ -1,0 +1,5 @@
+"""Modules: parameters and one call to an operator."""
+
+from vr_kernels.nn.local_cross_attention import LocalCrossAttention
+
+__all__ = ["LocalCrossAttention"]

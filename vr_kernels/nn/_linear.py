@@ -1,0 +1,46 @@
+"""Linear maps that may be read and merged, and the refusal of those that may not."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+
+def plain_linear(operation: str, name: str, module: nn.Module) -> nn.Linear:
+    """``module`` itself if its weight is the whole of its function; an adapted or quantised one is never read past."""
+    # Linear's subclasses (LoRA, quantised) and parametrised modules (a generated class) do more than their weight says.
+    if type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear):
+        raise TypeError(
+            f"{operation}: {name} is a {type(module).__name__}; it must be a plain torch.nn.Linear "
+            "(merge or remove what adapts it first)"
+        )
+    if type(module.weight) is not nn.Parameter:
+        kind = type(module.weight).__name__
+        raise TypeError(
+            f"{operation}: {name}.weight is a {kind}; it must be a plain Parameter (gather or dequantise it first)"
+        )
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+def compose(operation: str, name: str, first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """One Linear that is ``second(first(x))``, its products made in float64."""
+    if first.out_features != second.in_features:
+        raise ValueError(
+            f"{operation}: {name} does not fit: {first.out_features} features come out of one Linear, "
+            f"{second.in_features} go into the next"
+        )
+    weight = second.weight
+    bias = None if second.bias is None else second.bias.double()
+    if first.bias is not None:
+        carried = weight.double() @ first.bias.double()
+        bias = carried if bias is None else bias + carried
+    merged = nn.Linear(
+        first.in_features, second.out_features, bias=bias is not None, device=weight.device, dtype=weight.dtype
+    )
+    with torch.no_grad():
+        merged.weight.copy_(weight.double() @ first.weight.double())
+        if bias is not None:
+            merged.bias.copy_(bias)
+    return merged

@@ -1,0 +1,271 @@
+"""``LocalCrossAttention``: the module around ``vr_kernels.local_cross_attention``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vr_kernels.nn._linear import compose, plain_linear
+from vr_kernels.ops import local_cross_attention
+
+
+class LocalCrossAttention(nn.Module):
+    """Each token attends to its own window of several encoder levels (Vision Remember v2, §3.2, Eq. 2).
+
+    ``out = W_o attention(W_q query, W_k f, W_v f)``, f the concatenated levels inside the token's window, optionally
+    layer-normalised. The key and value projections run once a token, not once a feature (see
+    ``vr_kernels.local_cross_attention``), so they are Parameters of this module and not Linear children; a
+    parametrised, LoRA-adapted or tensor-subclass weight is used as it presents itself.
+
+    Args:
+        query_dim: width D_q of the tokens.
+        feature_dims: width of each level, in the order in which ``forward`` gets them; an int for a single level.
+        num_heads: h. head_dim: d; None is query_dim / h.
+        out_dim: width of the output; None is query_dim.
+        bias: biases on all four projections.
+        feature_norm: LayerNorm of the features (eps 1e-6): "none", over "all" channels, or per "level".
+        saliency_on: "value" (v1's Eq. 3) or "feature"; see ``vr_kernels.local_cross_attention``.
+        backend: passed on to the operator.
+
+    Raises:
+        ValueError: sizes below one; no head_dim and heads that do not divide query_dim; an unknown feature_norm.
+
+    >>> attention = LocalCrossAttention(64, (32, 32, 32), num_heads=4, feature_norm="level")
+    >>> levels = [torch.randn(2, 6, 6, 32) for _ in range(3)]
+    >>> attention(torch.randn(2, 3, 3, 64), levels).shape  # 3x3 tokens, windows of 2x2
+    torch.Size([2, 3, 3, 64])
+    """
+
+    key_bias: nn.Parameter | None
+    value_bias: nn.Parameter | None
+    norm_weight: nn.Parameter | None
+    norm_bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        query_dim: int,
+        feature_dims: int | Sequence[int],
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        out_dim: int | None = None,
+        bias: bool = False,
+        feature_norm: str = "none",
+        saliency_on: str = "value",
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
+        out_dim = query_dim if out_dim is None else out_dim
+        for name, size in (("query_dim", query_dim), ("num_heads", num_heads), ("out_dim", out_dim)):
+            if size < 1:
+                raise ValueError(f"LocalCrossAttention: {name} is {size}; it must be at least 1")
+        if not dims or min(dims) < 1:
+            raise ValueError(f"LocalCrossAttention: feature_dims is {dims}; it must hold one positive width a level")
+        if head_dim is None and query_dim % num_heads != 0:
+            raise ValueError(
+                f"LocalCrossAttention: num_heads is {num_heads}, query_dim is {query_dim}; "
+                "give head_dim, or a num_heads that divides query_dim"
+            )
+        head_dim = query_dim // num_heads if head_dim is None else head_dim
+        if head_dim < 1:
+            raise ValueError(f"LocalCrossAttention: head_dim is {head_dim}; it must be at least 1")
+        if feature_norm not in ("none", "all", "level"):
+            raise ValueError(
+                f'LocalCrossAttention: feature_norm is {feature_norm!r}; it must be "none", "all" or "level"'
+            )
+        self.query_dim, self.feature_dims, self.num_heads = query_dim, dims, num_heads
+        self.head_dim, self.out_dim, self.feature_norm = head_dim, out_dim, feature_norm
+        self.norm_eps, self.saliency_on, self.backend = 1e-6, saliency_on, backend
+
+        inner, channels = num_heads * head_dim, sum(dims)
+        self.query_proj = nn.Linear(query_dim, inner, bias=bias, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(inner, out_dim, bias=bias, device=device, dtype=dtype)
+
+        def parameter(wanted: bool, *shape: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
+
+        self.key_weight = nn.Parameter(torch.empty(inner, channels, device=device, dtype=dtype))
+        self.value_weight = nn.Parameter(torch.empty(inner, channels, device=device, dtype=dtype))
+        self.register_parameter("key_bias", parameter(bias, inner))
+        self.register_parameter("value_bias", parameter(bias, inner))
+        self.register_parameter("norm_weight", parameter(feature_norm != "none", channels))
+        self.register_parameter("norm_bias", parameter(feature_norm != "none", channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform projections and zero biases, as ``nn.MultiheadAttention``; an identity LayerNorm."""
+        for weight in (self.query_proj.weight, self.key_weight, self.value_weight, self.out_proj.weight):
+            nn.init.xavier_uniform_(weight)
+        for bias in (self.query_proj.bias, self.key_bias, self.value_bias, self.out_proj.bias, self.norm_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+        if self.norm_weight is not None:
+            nn.init.ones_(self.norm_weight)
+
+    def forward(
+        self,
+        query: Tensor,
+        features: Tensor | Sequence[Tensor],
+        *,
+        window_index: Tensor | None = None,
+        saliency: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Resample ``features`` at the tokens ``query``.
+
+        Args:
+            query: (B, n_h, n_w, D_q), or (N, D_q) with a ``window_index``.
+            features: one tensor or one a level, (B, H, W, D_l) or (M, D_l), widths as ``feature_dims``.
+            window_index: (N, K) rows of features, -1 = absent. saliency: (B, H, W) or (M,).
+
+        Returns:
+            query's shape with out_dim channels; with ``need_weights`` also the weights (..., h, K).
+        """
+        levels = [features] if isinstance(features, Tensor) else list(features)
+        widths = tuple(level.shape[-1] for level in levels)
+        if widths != self.feature_dims:
+            raise ValueError(
+                f"LocalCrossAttention: features have widths {widths}, feature_dims is {self.feature_dims}; "
+                "give one tensor a level, in that order"
+            )
+        result = local_cross_attention(
+            self.query_proj(query),
+            levels,
+            self.key_weight,
+            self.value_weight,
+            num_heads=self.num_heads,
+            window_index=window_index,
+            key_bias=self.key_bias,
+            value_bias=self.value_bias,
+            norm_weight=self.norm_weight,
+            norm_bias=self.norm_bias,
+            norm_eps=self.norm_eps,
+            norm_groups="level" if self.feature_norm == "level" else "all",
+            saliency=saliency,
+            saliency_on=self.saliency_on,
+            return_attention=need_weights,
+            backend=self.backend,
+        )
+        if isinstance(result, tuple):
+            return self.out_proj(result[0]), result[1]
+        return self.out_proj(result)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.query_dim}, {self.feature_dims}, num_heads={self.num_heads}, head_dim={self.head_dim}, "
+            f"out_dim={self.out_dim}, bias={self.value_bias is not None}, feature_norm={self.feature_norm!r}"
+        )
+
+    @classmethod
+    def from_multihead_attention(
+        cls, attention: nn.MultiheadAttention, feature_dims: int | Sequence[int] | None = None
+    ) -> LocalCrossAttention:
+        """The same function as a window resampler built on ``nn.MultiheadAttention``, with copies of its weights.
+
+        Such a resampler calls ``attention(query (N, 1, E), windows (N, K, C), windows)``, or the transposes where it is
+        not ``batch_first``: that layout is about N and K alone, and this module takes features unpartitioned.
+
+        Args:
+            attention: its kdim and vdim must be equal: keys and values are the same features.
+            feature_dims: how kdim splits into levels; None is one level.
+
+        Raises:
+            ValueError: add_bias_kv or add_zero_attn; dropout while training; kdim other than vdim or feature_dims.
+            TypeError: no ``nn.MultiheadAttention``, or one whose out_proj has been replaced (adapted, quantised).
+        """
+        name = "LocalCrossAttention.from_multihead_attention"
+        if not isinstance(attention, nn.MultiheadAttention):
+            raise TypeError(
+                f"{name}: attention is a {type(attention).__name__}; it must be a torch.nn.MultiheadAttention"
+            )
+        if attention.bias_k is not None or attention.add_zero_attn:
+            raise ValueError(
+                f"{name}: attention was built with add_bias_kv or add_zero_attn; a window has no such extra key"
+            )
+        if attention.dropout > 0 and attention.training:
+            raise ValueError(
+                f"{name}: attention has dropout {attention.dropout} and is in training mode, and there is no dropout "
+                "here; call attention.eval() first, or build it with dropout=0"
+            )
+        if attention.kdim != attention.vdim:
+            raise ValueError(
+                f"{name}: kdim is {attention.kdim}, vdim is {attention.vdim}; keys and values must be one input"
+            )
+        dims = (attention.kdim,) if feature_dims is None else feature_dims
+        dims = (dims,) if isinstance(dims, int) else tuple(dims)
+        if sum(dims) != attention.kdim:
+            raise ValueError(
+                f"{name}: feature_dims is {dims}, kdim is {attention.kdim}; the levels' widths must add up to it"
+            )
+        out_proj = plain_linear(name, "attention.out_proj", attention.out_proj)
+
+        if attention.in_proj_weight is not None:
+            w_q, w_k, w_v = attention.in_proj_weight.chunk(3)
+        else:
+            w_q, w_k, w_v = attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight
+        bias = attention.in_proj_bias is not None
+        module = cls(
+            attention.embed_dim, dims, attention.num_heads, bias=bias, device=w_q.device, dtype=w_q.dtype
+        ).train(attention.training)
+        pairs = [
+            (module.query_proj.weight, w_q),
+            (module.key_weight, w_k),
+            (module.value_weight, w_v),
+            (module.out_proj.weight, out_proj.weight),
+        ]
+        if bias:
+            b_q, b_k, b_v = attention.in_proj_bias.chunk(3)
+            biases = (module.query_proj.bias, module.key_bias, module.value_bias, module.out_proj.bias)
+            pairs += zip(biases, (b_q, b_k, b_v, out_proj.bias), strict=True)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for parameter, source in pairs:
+                parameter.copy_(source)
+                parameter.requires_grad_(source.requires_grad)
+        return module
+
+    @torch.no_grad()
+    def fold_(self, *, before: nn.Linear | None = None, after: nn.Linear | None = None) -> LocalCrossAttention:
+        """Merge adjacent linear maps, for inference: the same function up to rounding, computed with less.
+
+        The key bias goes (the softmax drops it), LayerNorm's gain goes into the key and value weights and its shift
+        into the value bias. ``before`` and ``after`` are Linears that the model applies to the query and to the output
+        (Vision Remember's expansion D_t -> C and contraction C -> D_t): they go into the query and output projections,
+        and the caller drops them. Products are made in float64. State-dict keys change with what is merged away.
+
+        Raises:
+            TypeError: a projection that is not a plain ``nn.Linear`` or Parameter (adapted, parametrised, quantised,
+                sharded): merge or gather it first. ValueError: before or after of another width.
+        """
+        name = "LocalCrossAttention.fold_"
+        query_proj = plain_linear(name, "query_proj", self.query_proj)
+        out_proj = plain_linear(name, "out_proj", self.out_proj)
+        for attribute in ("key_weight", "value_weight", "value_bias", "norm_weight", "norm_bias"):
+            value = getattr(self, attribute)
+            if value is not None and type(value) is not nn.Parameter:
+                raise TypeError(
+                    f"{name}: {attribute} is a {type(value).__name__}; only a plain Parameter can be folded"
+                )
+        if before is not None:
+            self.query_proj = compose(name, "before", plain_linear(name, "before", before), query_proj)
+            self.query_dim = before.in_features
+        if after is not None:
+            self.out_proj = compose(name, "after", out_proj, plain_linear(name, "after", after))
+            self.out_dim = after.out_features
+        self.key_bias = None
+        # With saliency on the feature LayerNorm's shift is scaled too, which no value bias expresses: it stays.
+        if self.norm_weight is not None and self.saliency_on == "value":
+            if self.norm_bias is not None:
+                shift = self.value_weight.double() @ self.norm_bias.double()
+                if self.value_bias is not None:
+                    shift += self.value_bias.double()
+                self.value_bias = nn.Parameter(shift.to(self.value_weight.dtype))
+                self.norm_bias = None
+            self.key_weight.mul_(self.norm_weight)
+            self.value_weight.mul_(self.norm_weight)
+            nn.init.ones_(self.norm_weight)
+        return self

@@ -1,0 +1,8 @@
+"""Operators, one room each: the public function, its definition, its registration with torch, its backends."""
+
+from vr_kernels.ops._dispatch import explain
+from vr_kernels.ops._windows import window_index_from_grid
+from vr_kernels.ops.local_attention import local_attention
+from vr_kernels.ops.local_cross_attention import local_cross_attention
+
+__all__ = ["explain", "local_attention", "local_cross_attention", "window_index_from_grid"]

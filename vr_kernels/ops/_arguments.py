@@ -1,0 +1,145 @@
+"""Argument checks that every operator shares: one sentence a fault, naming the argument, what it got, what it may be.
+
+Checks see *signatures*, never data: so a call that repeats an earlier one's signature skips them (``remember``), and
+they run the same way on fake tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Signature(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def signatures(*values: Any) -> tuple[Any, ...]:
+    """What the checks need to know of each argument: a tensor's signature, None, or the type of anything else."""
+    return tuple(
+        [
+            (value.shape, value.dtype, value.device)
+            if isinstance(value, Tensor)
+            else None
+            if value is None
+            else type(value)
+            for value in values
+        ]
+    )
+
+
+def remember(check: Callable[P, R]) -> Callable[P, R]:
+    """Run ``check`` once per distinct set of signatures; each time in traced code, where sizes are symbolic."""
+    remembered = functools.lru_cache(maxsize=1024)(check)
+
+    @functools.wraps(check)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return check(*args, **kwargs)
+        try:
+            return remembered(*args, **kwargs)  # type: ignore[arg-type]
+        except TypeError:
+            # Unhashable: a symbolic size or a wrong type. A TypeError of the check's own is raised again here.
+            return check(*args, **kwargs)
+
+    return run
+
+
+class Arguments:
+    """The checks of one operator's call; every message starts with the operator's name."""
+
+    def __init__(self, operator: str) -> None:
+        self.operator = operator
+
+    def error(self, message: str) -> ValueError:
+        return ValueError(f"{self.operator}: {message}")
+
+    def tensor(self, name: str, value: Any) -> Signature:
+        if value is None or isinstance(value, type):
+            got = "None" if value is None else f"a {value.__name__}"
+            raise TypeError(f"{self.operator}: {name} is {got}; it must be a torch.Tensor")
+        return Signature(tuple(value[0]), value[1], value[2])
+
+    def rank(self, name: str, got: Signature, allowed: dict[int, str]) -> None:
+        if len(got.shape) not in allowed:
+            forms = " or ".join(allowed.values())
+            raise self.error(f"{name} has shape {got.shape}; it must be {forms}")
+
+    def floating(self, name: str, got: Signature) -> None:
+        if got.dtype not in FLOATING:
+            raise TypeError(f"{self.operator}: {name} is {got.dtype}; it must be float32, bfloat16, float16 or float64")
+
+    def same_device(self, name: str, got: Signature, query: Signature) -> None:
+        if got.device != query.device:
+            raise self.error(
+                f"{name} is on {got.device}, query is on {query.device}; all tensors must share one device"
+            )
+
+    def same_dtype(self, name: str, got: Signature, query: Signature) -> None:
+        if got.dtype != query.dtype:
+            raise TypeError(
+                f"{self.operator}: {name} is {got.dtype}, query is {query.dtype}; they must share one dtype"
+            )
+
+    def companion(self, name: str, value: Any, query: Signature) -> Signature:
+        """A tensor that shares the query's dtype and device."""
+        got = self.tensor(name, value)
+        self.same_device(name, got, query)
+        self.same_dtype(name, got, query)
+        return got
+
+    def auxiliary(self, name: str, value: Any, query: Signature, shapes: Sequence[tuple[int, ...]]) -> None:
+        """An optional tensor in the query's dtype or float32, of one of ``shapes``."""
+        if value is None:
+            return
+        got = self.tensor(name, value)
+        self.same_device(name, got, query)
+        if got.dtype not in (query.dtype, torch.float32):
+            raise TypeError(
+                f"{self.operator}: {name} is {got.dtype}; it must be {query.dtype} (the query's) or torch.float32"
+            )
+        if got.shape not in [tuple(shape) for shape in shapes]:
+            allowed = " or ".join(str(tuple(shape)) for shape in shapes)
+            raise self.error(f"{name} has shape {got.shape}; it must be {allowed}")
+
+    def levels(self, name: str, values: Sequence[Any], query: Signature) -> list[Signature]:
+        """Levels, which share all sizes but the last."""
+        if not values:
+            raise self.error(f"{name} is an empty sequence; it must hold at least one level")
+        first_name = name if len(values) == 1 else f"{name}[0]"
+        first = self.companion(first_name, values[0], query)
+        levels = [first]
+        for i, value in enumerate(values[1:], start=1):
+            level = self.companion(f"{name}[{i}]", value, query)
+            if level.shape[:-1] != first.shape[:-1]:
+                raise self.error(
+                    f"{name}[{i}] has grid {level.shape[:-1]}, {name}[0] has {first.shape[:-1]}; "
+                    "all levels must share one grid"
+                )
+            levels.append(level)
+        return levels
+
+
+def check_index_values(operator: str, window_index: Tensor | None, rows: int) -> None:
+    """Refuse a window_index that points outside the feature rows. Reads data: for CPU tensors, outside traced code."""
+    if window_index is None or window_index.numel() == 0:
+        return
+    low, high = torch.aminmax(window_index)
+    if int(low) >= -1 and int(high) < rows:
+        return
+    query, slot = ((window_index < -1) | (window_index >= rows)).nonzero()[0].tolist()
+    raise ValueError(
+        f"{operator}: window_index[{query}, {slot}] is {int(window_index[query, slot])}; "
+        f"it must be -1 (absent) or a feature row in [0, {rows})"
+    )

@@ -1,0 +1,126 @@
+"""Which backend runs a call, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vr_kernels.ops._windows import Windows
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend needs to know of a call before it says yes."""
+
+    windows: Windows
+    device: str  # torch.device.type
+    dtype: torch.dtype
+    heads: int
+    channels: int  # width of one key
+
+
+Reason = Callable[[Request], "str | None"]
+
+
+def _never(request: Request) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """``refuses``: why a call cannot run here; ``passed_over``: why ``auto`` does not choose it although it could."""
+
+    name: str
+    refuses: Reason = _never
+    passed_over: Reason = _never
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The backend that a call gets, and one reason per backend."""
+
+    operator: str
+    chosen: str
+    reasons: dict[str, str]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.reasons))
+        lines = [f"{name:<{width}}  {reason}" for name, reason in self.reasons.items()]
+        return "\n".join([f"{self.operator}: {self.chosen}", *lines])
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator's backends in order of preference, and ``request``, which checks a call's arguments."""
+
+    name: str
+    backends: tuple[Backend, ...]
+    request: Callable[..., Request]
+
+    def select(self, request: Request, name: str | None) -> str:
+        """The backend's name: the one asked for, or the first that can run the call and is measured to be worth it."""
+        if name is None:
+            for backend in self.backends:
+                if backend.refuses(request) is None and backend.passed_over(request) is None:
+                    return backend.name
+            raise ValueError(f"{self.name}: no backend can run this call\n{self.explain(request, None)}")
+        known = {backend.name: backend for backend in self.backends}
+        if name not in known:
+            raise ValueError(f"{self.name}: backend is {name!r}; it must be None or one of {', '.join(known)}")
+        reason = known[name].refuses(request)
+        if reason is not None:
+            others = "; ".join(f"{k}: {v}" for k, v in self.reasons(request, None).items() if k != name)
+            raise ValueError(f"{self.name}: backend={name!r} cannot run this call: {reason}. The others: {others}")
+        return name
+
+    def reasons(self, request: Request, chosen: str | None) -> dict[str, str]:
+        reasons = {}
+        for backend in self.backends:
+            refusal, demotion = backend.refuses(request), backend.passed_over(request)
+            if backend.name == chosen:
+                reasons[backend.name] = "chosen"
+            elif refusal is not None:
+                reasons[backend.name] = f"cannot run: {refusal}"
+            elif demotion is not None:
+                reasons[backend.name] = f"by name only: {demotion}"
+            else:
+                reasons[backend.name] = "can run; a backend above it is preferred"
+        return reasons
+
+    def explain(self, request: Request, name: str | None) -> Explanation:
+        able = [b.name for b in self.backends if b.refuses(request) is None]
+        chosen = self.select(request, name) if able else "none"
+        return Explanation(self.name, chosen, self.reasons(request, chosen))
+
+
+_operators: dict[Callable[..., Any], Operator] = {}
+
+
+def register(function: Callable[..., Any], operator: Operator) -> None:
+    _operators[function] = operator
+
+
+def operators() -> list[Operator]:
+    return list(_operators.values())
+
+
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Which backend ``function(*args, **kwargs)`` would use, with one reason per backend. Nothing is computed.
+
+    >>> import torch, vr_kernels
+    >>> query, key = torch.randn(1, 2, 2, 1, 8), torch.randn(1, 4, 4, 1, 8)
+    >>> vr_kernels.explain(vr_kernels.local_attention, query, key, backend="reference").chosen
+    'reference'
+
+    Raises:
+        ValueError: ``function`` is not an operator of this library, or the call itself would raise.
+    """
+    if function not in _operators:
+        known = ", ".join(operator.name for operator in operators())
+        raise ValueError(f"explain: {function!r} is not an operator of vr_kernels; the operators are {known}")
+    operator = _operators[function]
+    name = kwargs.pop("backend", None)
+    return operator.explain(operator.request(*args, **kwargs), name)

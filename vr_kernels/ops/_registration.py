@@ -1,0 +1,123 @@
+"""How an operator is registered with torch: schema, fake, autograd, vmap, autocast, and the eager short cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+library = torch.library.Library("vr_kernels", "DEF")
+
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+_AUTOCAST = {"AutocastCPU": torch._C.DispatchKey.AutocastCPU, "AutocastCUDA": torch._C.DispatchKey.AutocastCUDA}
+
+
+def define_operator(
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Register ``schema`` with one implementation for CPU and CUDA (it dispatches on its own ``backend`` argument)."""
+    name = schema.partition("(")[0]
+    qualified = f"vr_kernels::{name}"
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        library.impl(name, implementation, key)
+    overload = getattr(torch.ops.vr_kernels, name).default
+    torch.library.register_fake(qualified, fake, lib=library)
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)
+    torch.library.register_vmap(qualified, _loop_over_batch(overload), lib=library)
+    for autocast_key, excluded in _AUTOCAST.items():
+        library.impl(name, _below_autocast(overload, excluded), autocast_key)
+    return overload  # type: ignore[no-any-return]
+
+
+def refuse_double_backward(operator: str) -> Callable[..., Any]:
+    """The autograd rule of a backward operator: these operators are differentiable once, in reverse mode."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"{operator}: second derivatives are not supported; use backend='reference' for them")
+
+    return backward
+
+
+def refuse_forward_mode(operator: str, tensors: Sequence[Tensor | None]) -> None:
+    """Opaque operators have no forward-mode rule, and torch would take the tangent for zero: raise instead."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                f"{operator}: forward-mode differentiation is not supported by the compiled backends; "
+                "use backend='reference' for it"
+            )
+
+
+def intercepted(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether something wants to see the operator itself: a compiler, a torch mode, functorch, autocast, a subclass.
+
+    If not, torch's dispatcher can be skipped, which is most of a small call's cost: the kernel is called as it is, or
+    from an ``autograd.Function``.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_any_autocast_enabled()
+    ):
+        return True
+    return not _PLAIN.issuperset(map(type, tensors))
+
+
+def recording(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd will want this call's gradient."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def cast_for_autocast(query: Tensor, *arguments: Any) -> Any:
+    """``(query, *arguments)`` in autocast's dtype where autocast is on: tensors, lists of tensors, None as it is."""
+    device = query.device.type if isinstance(query, Tensor) else "cpu"
+    if not torch.is_autocast_enabled(device):
+        return (query, *arguments)
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(value: Any) -> Any:
+        # As torch's own autocast: float64 stays.
+        eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if eligible else value
+
+    return tuple([cast(x) for x in a] if isinstance(a, list) else cast(a) for a in (query, *arguments))
+
+
+def _below_autocast(overload: Any, key: Any) -> Callable[..., Any]:
+    # The public function has cast the arguments; inside, fp32 workspaces must stay fp32.
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return overload(*args, **kwargs)
+
+    return call
+
+
+def _loop_over_batch(overload: Any) -> Callable[..., Any]:
+    """A vmap rule that is right for every argument: run each example by itself and stack the results."""
+
+    def rule(info: Any, in_dims: Any, *args: Any) -> Any:
+        flat, spec = pytree.tree_flatten(list(args))
+        dims = pytree.tree_flatten(list(in_dims), is_leaf=lambda dim: dim is None)[0]
+        results = []
+        for i in range(info.batch_size):
+            example = [x if dim is None else x.select(dim, i) for x, dim in zip(flat, dims, strict=True)]
+            results.append(overload(*pytree.tree_unflatten(example, spec)))
+        columns = [torch.stack(column) for column in zip(*results, strict=True)]
+        outputs = type(results[0])(columns)
+        return outputs, type(results[0])(0 for _ in columns)
+
+    return rule

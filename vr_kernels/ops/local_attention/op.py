@@ -1,0 +1,162 @@
+"""``torch.ops.vr_kernels.local_attention``: schema, fake and autograd; no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vr_kernels.ops._native import NativeKernel
+from vr_kernels.ops._registration import (
+    define_operator,
+    intercepted,
+    recording,
+    refuse_double_backward,
+    refuse_forward_mode,
+)
+from vr_kernels.ops.local_attention import driver
+
+# keys and values are levels (*rows, h_kv, width); values empty: the keys are the values.
+# Returns the output, the attention weights and their log-sum-exp: backward needs the weights in any case.
+SCHEMA = """local_attention(Tensor query, Tensor[] keys, Tensor[] values, Tensor? window_index, Tensor? attention_bias,
+ Tensor? saliency, float scale, str backend) -> (Tensor, Tensor, Tensor)"""
+
+# needs: query, attention_bias, saliency, keys, values. Gradients come in that order, one a level; empty: not needed.
+BACKWARD_SCHEMA = """local_attention_backward(Tensor? grad_out, Tensor? grad_attention, Tensor? grad_lse, Tensor query,
+ Tensor[] keys, Tensor[] values, Tensor? window_index, Tensor? attention_bias, Tensor? saliency, Tensor attention,
+ float scale, bool[] needs, str backend) -> Tensor[]"""
+
+KERNELS = {"cpu": NativeKernel()}
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, backend = arguments
+    return driver.forward(KERNELS[backend], *inputs)
+
+
+def _backward(*arguments: Any) -> list[Tensor]:
+    *inputs, backend = arguments
+    return driver.backward(KERNELS[backend], *inputs)
+
+
+def _fake(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    window_index: Tensor | None,
+    attention_bias: Tensor | None,
+    saliency: Tensor | None,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    leading, heads = query.shape[:-2], query.shape[-2]
+    width = sum(level.shape[-1] for level in values or keys)
+    if window_index is not None:
+        slots = window_index.shape[1]
+    else:
+        slots = (keys[0].shape[1] // query.shape[1]) * (keys[0].shape[2] // query.shape[2])
+    return (
+        query.new_empty(*leading, heads, width),
+        query.new_empty(*leading, heads, slots, dtype=torch.float32),
+        query.new_empty(*leading, heads, dtype=torch.float32),
+    )
+
+
+def _fake_backward(
+    grad_out: Tensor | None,
+    grad_attention: Tensor | None,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    window_index: Tensor | None,
+    attention_bias: Tensor | None,
+    saliency: Tensor | None,
+    attention: Tensor,
+    scale: float,
+    needs: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    inputs: list[Tensor | None] = [query, attention_bias, saliency, *keys, *values]
+    wanted = [*needs[:3], *[needs[3]] * len(keys), *[needs[4]] * len(values)]
+    return [
+        query.new_empty(tensor.shape, dtype=tensor.dtype) if want and tensor is not None else query.new_empty(0)
+        for tensor, want in zip(inputs, wanted, strict=True)
+    ]
+
+
+def _gradients(saved: Any, asks: Any, levels: tuple[int, int], scale: float, backend: str, *grads: Any) -> list[Any]:
+    """The saved tensors' gradients, in the order (query, window_index, attention_bias, saliency, *keys, *values)."""
+    query, window_index, attention_bias, saliency, attention, *tensors = saved
+    n_keys, n_values = levels
+    wants_query, _, wants_bias, wants_saliency, *wants = asks
+    needs = [wants_query, wants_bias, wants_saliency, any(wants[:n_keys]), any(wants[n_keys:])]
+    keys, values = tensors[:n_keys], tensors[n_keys : n_keys + n_values]
+    small = (window_index, attention_bias, saliency, attention)
+    d_query, d_bias, d_saliency, *d_levels = local_attention_backward(
+        *grads, query, keys, values, *small, scale, needs, backend
+    )
+    gradients = [d_query, None, d_bias, d_saliency, *d_levels]
+    return [gradient if ask else None for gradient, ask in zip(gradients, asks, strict=True)]
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    query, keys, values, window_index, attention_bias, saliency, ctx.scale, ctx.backend = inputs
+    ctx.set_materialize_grads(False)
+    ctx.levels = (len(keys), len(values))
+    ctx.save_for_backward(query, window_index, attention_bias, saliency, output[1], *keys, *values)
+
+
+def _autograd(ctx: Any, *grads: Any) -> Any:
+    query, keys, values, *others, _, _ = ctx.needs_input_grad
+    asks = [query, *others, *keys, *values]
+    d_query, *d_small = _gradients(ctx.saved_tensors, asks, ctx.levels, ctx.scale, ctx.backend, *grads)
+    d_levels = d_small[3:]
+    return d_query, d_levels[: len(keys)], d_levels[len(keys) :], *d_small[:3], None, None
+
+
+class EagerLocalAttention(torch.autograd.Function):
+    """The same autograd rule without torch's dispatcher in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, levels: tuple[int, int], scale: float, backend: str, *tensors: Any) -> Any:
+        query, window_index, attention_bias, saliency, *all_levels = tensors
+        keys, values = all_levels[: levels[0]], all_levels[levels[0] :]
+        output = forward(query, keys, values, window_index, attention_bias, saliency, scale, backend)
+        _setup_context(ctx, (query, keys, values, window_index, attention_bias, saliency, scale, backend), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        asks = ctx.needs_input_grad[3:]
+        return None, None, None, *_gradients(ctx.saved_tensors, asks, ctx.levels, ctx.scale, ctx.backend, *grads)
+
+
+local_attention_backward = define_operator(
+    BACKWARD_SCHEMA, _backward, _fake_backward, backward=refuse_double_backward("local_attention")
+)
+local_attention = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
+
+
+def run(
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    window_index: Tensor | None,
+    attention_bias: Tensor | None,
+    saliency: Tensor | None,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One checked call, by the shortest way that what surrounds it allows."""
+    tensors = (query, *keys, *values, attention_bias, saliency)
+    refuse_forward_mode("local_attention", tensors)
+    arguments = (query, keys, values, window_index, attention_bias, saliency, scale, backend)
+    if intercepted(tensors):
+        return local_attention(*arguments)  # type: ignore[no-any-return]
+    if not recording(tensors):
+        return forward(*arguments)
+    flat = (query, window_index, attention_bias, saliency, *keys, *values)
+    return EagerLocalAttention.apply((len(keys), len(values)), scale, backend, *flat)  # type: ignore[no-any-return,no-untyped-call]

@@ -1,0 +1,22 @@
+"""The backends of local cross-attention, and the measured crossover between absorbing the projections and not."""
+
+from __future__ import annotations
+
+from vr_kernels.ops import _native
+from vr_kernels.ops._dispatch import Backend, Request
+
+
+def _projects_less(request: Request) -> str | None:
+    """Projecting keys and values costs 4 C E FLOPs a feature row, the absorbed form 4 C E a query."""
+    queries, rows = request.windows.count, request.windows.row_count
+    if rows < queries:
+        return f"{rows} feature rows for {queries} queries: projecting keys and values once is less work"
+    return None
+
+
+BACKENDS = (
+    Backend("cpu", refuses=_native.refuses_cpu, passed_over=_projects_less),
+    Backend("unabsorbed"),
+    Backend("absorbed", passed_over=lambda request: "the stock-PyTorch form of cpu's algebra, kept as a baseline"),
+    Backend("reference", passed_over=lambda request: "the definition"),
+)

@@ -1,0 +1,19 @@
+"""Local cross-attention on the CPU: how large its blocks are and what they are computed in."""
+
+from __future__ import annotations
+
+import torch
+
+from vr_kernels.ops import _native
+from vr_kernels.ops.local_cross_attention.blocked import Engine
+
+
+def block_dtype(dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 only where the CPU has it; float16 never: its GEMMs are no faster here, and u, g and their gradients
+    carry feature outliers and loss scales that it cannot hold."""
+    if dtype == torch.bfloat16 and _native.module().cpu_features()["avx512_bf16"]:
+        return dtype
+    return torch.float32
+
+
+ENGINE = Engine(kernel=_native.NativeKernel(), block_dtype=block_dtype, heads_per_block=8, block_bytes=16 << 20)
