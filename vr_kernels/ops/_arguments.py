@@ -56,6 +56,11 @@ def remember(check: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _equal(shape: Sequence[int], other: Sequence[int]) -> bool:
+    # Size by size: a compiler that traces this compares symbolic sizes, not tuples of them.
+    return len(shape) == len(other) and all(a == b for a, b in zip(shape, other, strict=True))
+
+
 class Arguments:
     """The checks of one operator's call; every message starts with the operator's name."""
 
@@ -109,8 +114,8 @@ class Arguments:
             raise TypeError(
                 f"{self.operator}: {name} is {got.dtype}; it must be {query.dtype} (the query's) or torch.float32"
             )
-        if got.shape not in [tuple(shape) for shape in shapes]:
-            allowed = " or ".join(str(tuple(shape)) for shape in shapes)
+        if not any(_equal(got.shape, shape) for shape in shapes):
+            allowed = " or ".join(f"{shape}" for shape in shapes)
             raise self.error(f"{name} has shape {got.shape}; it must be {allowed}")
 
     def levels(self, name: str, values: Sequence[Any], query: Signature) -> list[Signature]:

@@ -20,6 +20,7 @@ class Request:
     dtype: torch.dtype
     heads: int
     channels: int  # width of one key
+    wrapped: str | None = None  # the tensor subclass that some weight is, if one is
 
 
 Reason = Callable[[Request], "str | None"]

@@ -32,13 +32,22 @@ def module() -> Any:
     return loaded
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def unavailable() -> str | None:
+    """Why there is no ``_C``, or None. A graph that is traced takes the answer of its first trace."""
+    return _import()[1]
+
+
 def refuses_cpu(request: Request) -> str | None:
     """Why the CPU kernels cannot run a call."""
     if request.device != "cpu":
         return f"the CPU kernels take CPU tensors, these are on {request.device}"
     if request.dtype not in DTYPE_CODES:
         return f"the CPU kernels take float32, bfloat16 and float16, not {request.dtype}"
-    return _import()[1]
+    if request.wrapped is not None:
+        return f"the CPU kernels read plain tensors, and a weight is a {request.wrapped}"
+    missing: str | None = unavailable()
+    return missing
 
 
 class NativeKernel:

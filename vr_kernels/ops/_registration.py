@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 library = torch.library.Library("vr_kernels", "DEF")
 
+_TRACING = (FakeTensor, FunctionalTensor)
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 _AUTOCAST = {"AutocastCPU": torch._C.DispatchKey.AutocastCPU, "AutocastCUDA": torch._C.DispatchKey.AutocastCUDA}
 
@@ -48,16 +51,23 @@ def refuse_double_backward(operator: str) -> Callable[..., Any]:
     return backward
 
 
-def refuse_forward_mode(operator: str, tensors: Sequence[Tensor | None]) -> None:
-    """Opaque operators have no forward-mode rule, and torch would take the tangent for zero: raise instead."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+def refuse_other_modes(operator: str, tensors: Sequence[Tensor | None]) -> None:
+    """Raise where torch would differentiate by rules that an opaque operator lacks.
+
+    Without a forward-mode rule torch would silently take the tangent for zero; functorch's grad cannot enter an
+    ``autograd.Function`` made by ``register_autograd``.
+    """
+    if torch.compiler.is_compiling():
         return
-    for tensor in tensors:
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise RuntimeError(
-                f"{operator}: forward-mode differentiation is not supported by the compiled backends; "
-                "use backend='reference' for it"
-            )
+    advice = "is not supported by the compiled backends; use backend='reference' for it"
+    if forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
+        raise RuntimeError(f"{operator}: forward-mode differentiation {advice}")
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        transforms = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+        if torch._C._functorch.TransformType.Grad in transforms:
+            raise RuntimeError(f"{operator}: torch.func.grad {advice}, or call backward()")
 
 
 def intercepted(tensors: Sequence[Tensor | None]) -> bool:
@@ -77,6 +87,16 @@ def intercepted(tensors: Sequence[Tensor | None]) -> bool:
     return not _PLAIN.issuperset(map(type, tensors))
 
 
+def wrapped(*tensors: Any) -> str | None:
+    """The name of a tensor subclass among ``tensors``: its own rules must see every use of it (sharded, quantised)."""
+    if _PLAIN.issuperset(map(type, tensors)):
+        return None
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and type(tensor) not in _PLAIN and not isinstance(tensor, _TRACING):
+            return type(tensor).__name__
+    return None
+
+
 def recording(tensors: Sequence[Tensor | None]) -> bool:
     """Whether autograd will want this call's gradient."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -84,6 +104,8 @@ def recording(tensors: Sequence[Tensor | None]) -> bool:
 
 def cast_for_autocast(query: Tensor, *arguments: Any) -> Any:
     """``(query, *arguments)`` in autocast's dtype where autocast is on: tensors, lists of tensors, None as it is."""
+    if not torch._C._is_any_autocast_enabled():
+        return (query, *arguments)
     device = query.device.type if isinstance(query, Tensor) else "cpu"
     if not torch.is_autocast_enabled(device):
         return (query, *arguments)

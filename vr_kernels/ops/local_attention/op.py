@@ -14,7 +14,7 @@ from vr_kernels.ops._registration import (
     intercepted,
     recording,
     refuse_double_backward,
-    refuse_forward_mode,
+    refuse_other_modes,
 )
 from vr_kernels.ops.local_attention import driver
 
@@ -152,7 +152,7 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One checked call, by the shortest way that what surrounds it allows."""
     tensors = (query, *keys, *values, attention_bias, saliency)
-    refuse_forward_mode("local_attention", tensors)
+    refuse_other_modes("local_attention", tensors)
     arguments = (query, keys, values, window_index, attention_bias, saliency, scale, backend)
     if intercepted(tensors):
         return local_attention(*arguments)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._dispatch import Operator, Request, register
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._registration import cast_for_autocast, wrapped
 from vr_kernels.ops._windows import windows_of
 from vr_kernels.ops.local_cross_attention import absorbed, op, reference, unabsorbed
 from vr_kernels.ops.local_cross_attention.backends import BACKENDS
@@ -49,8 +49,9 @@ def local_cross_attention(
     """Cross-attention of each token with its own window of several encoder levels (Vision Remember v2, §3.2, Eq. 2).
 
     ``o_n = sum_j softmax_j(scale * q_n . (W_k f_j + b_k) + bias_j) * sigma_j * (W_v f_j + b_v)`` a head, f_j the
-    levels' concatenation at slot j of token n's window, layer-normalised if asked. The projections are absorbed into the
-    query and the output, so that they run once a token and not once a feature: s*s times less work, the same function.
+    levels' concatenation at slot j of token n's window, layer-normalised if asked. The projections are absorbed into
+    the query and the output, so that they run once a token and not once a feature: s*s times less work, the same
+    function.
 
     Args:
         query: (B, n_h, n_w, E) in the grid form, (N, E) in the indexed form, already projected; E = num_heads * d.
@@ -93,7 +94,9 @@ def local_cross_attention(
     query, levels, key_weight, value_weight = cast_for_autocast(query, levels, key_weight, value_weight)
     biases = (key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
     given = signatures(query, key_weight, value_weight, window_index, *biases, *levels)
-    request, chosen, scale = _plan(given, num_heads, norm_groups, saliency_on, scale, backend)
+    request, chosen, scale = _plan(
+        given, wrapped(key_weight, value_weight), num_heads, norm_groups, saliency_on, scale, backend
+    )
     if chosen in COMPOSITE:
         out, attention = COMPOSITE[chosen](
             query,
@@ -141,10 +144,10 @@ def _request(
     levels = features if isinstance(features, (list, tuple)) else [features]
     biases = (key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
     given = signatures(query, key_weight, value_weight, window_index, *biases, *levels)
-    return _check(given, num_heads, norm_groups, saliency_on)
+    return _check(given, wrapped(key_weight, value_weight), num_heads, norm_groups, saliency_on)
 
 
-def _check(given: tuple[Any, ...], num_heads: int, norm_groups: str, saliency_on: str) -> Request:
+def _check(given: tuple[Any, ...], subclass: str | None, num_heads: int, norm_groups: str, saliency_on: str) -> Request:
     """All that can be refused from shapes, dtypes, devices and options: signatures as ``_request`` orders them."""
     query, key_weight, value_weight, window_index, *biases = given[:10]
     features = given[10:]
@@ -185,19 +188,20 @@ def _check(given: tuple[Any, ...], num_heads: int, norm_groups: str, saliency_on
         raise arguments.error(f'norm_groups is {norm_groups!r}; it must be "all" or "level"')
     if saliency_on not in ("value", "feature"):
         raise arguments.error(f'saliency_on is {saliency_on!r}; it must be "value" or "feature"')
-    return Request(windows, q.device.type, q.dtype, num_heads, channels)
+    return Request(windows, q.device.type, q.dtype, num_heads, channels, subclass)
 
 
 @remember
 def _plan(
     given: tuple[Any, ...],
+    subclass: str | None,
     num_heads: int,
     norm_groups: str,
     saliency_on: str,
     scale: float | None,
     backend: str | None,
 ) -> tuple[Request, str, float]:
-    request = _check(given, num_heads, norm_groups, saliency_on)
+    request = _check(given, subclass, num_heads, norm_groups, saliency_on)
     head_dim = given[0][0][-1] // num_heads
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(head_dim) if scale is None else scale
 

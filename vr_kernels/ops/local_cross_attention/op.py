@@ -12,7 +12,7 @@ from vr_kernels.ops._registration import (
     intercepted,
     recording,
     refuse_double_backward,
-    refuse_forward_mode,
+    refuse_other_modes,
 )
 from vr_kernels.ops.local_cross_attention import blocked, blocked_backward, native
 
@@ -117,7 +117,7 @@ local_cross_attention = define_operator(SCHEMA, forward, _fake, setup_context=_s
 def run(query: Tensor, features: list[Tensor], tensors: Any, options: Any, backend: str) -> tuple[Tensor, Tensor]:
     """One checked call, by the shortest way that its surroundings allow; ``tensors`` and ``options`` as the schema."""
     everything = (query, *features, *tensors)
-    refuse_forward_mode("local_cross_attention", everything)
+    refuse_other_modes("local_cross_attention", everything)
     if intercepted(everything):
         return local_cross_attention(query, features, *tensors, *options, backend)  # type: ignore[no-any-return]
     if not recording(everything):

@@ -1,0 +1,68 @@
+# Every target sets up what it needs in .venv, and the second time does only what has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+
+# The build finds cmake and ninja on PATH, and those of $(VENV) come first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Threads that spin while they wait for work slow each other down where there are fewer cores than threads.
+export OMP_WAIT_POLICY := passive
+
+.PHONY: demo bench test test-plain test-interpreter test-aot test-gpu test-sanitizer lint wheel clean
+.NOTPARALLEL:
+
+demo: $(VENV)/.with-demo
+	$(BIN)/vr-kernels demo
+
+bench: $(VENV)/.with-bench
+	$(BIN)/vr-kernels bench local_cross_attention
+
+# Triton's interpreter is chosen for a whole Python process: each of these is a process of its own.
+test: test-plain $(patsubst python_tests/%,test-%,$(wildcard python_tests/interpreter python_tests/aot))
+
+test-plain: $(VENV)/.with-test
+	$(BIN)/pytest python_tests $(addprefix --ignore=python_tests/,gpu interpreter aot)
+
+test-interpreter: export TRITON_INTERPRET := 1
+test-interpreter test-aot test-gpu: test-%: $(VENV)/.with-test
+	$(BIN)/pytest python_tests/$*
+
+# The tests of native code, on a second copy of the package whose native module checks every memory access. Its runtime
+# must be loaded before Python's own libraries. Leaks are not looked for: Python keeps memory until it ends.
+SANITIZED := $(CURDIR)/build/sanitizer
+RUNTIME = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
+test-sanitizer: $(VENV)/.with-test
+	VR_KERNELS_SANITIZE=1 VR_KERNELS_CUDA=0 \
+	    $(BIN)/pip install --no-build-isolation --no-deps --upgrade --target $(SANITIZED) .
+	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) $(BIN)/pytest python_tests/ops
+
+lint: $(VENV)/.with-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.inl %.cpp %.cu,$(NATIVE))
+
+# setuptools would pack what an earlier build left in build/lib, deleted modules included.
+wheel: $(VENV)/.torch
+	rm -rf build/lib.*
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info vr_kernels/_C.*.so $(VENV)/.with-*
+
+# torch before everything else, pinned: left to the dependencies of the package, pip would take the newest.
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vr_kernels needs Python 3.10 or newer: " \
+	    "$(PYTHON) is %d.%d; make PYTHON=... names another" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install torch==2.13.0
+	$(BIN)/pip install cmake ninja pybind11 setuptools
+	touch $@
+
+# The package with one of its extras, editable, and its native code rebuilt where that changed.
+$(VENV)/.with-test $(VENV)/.with-lint: PINNED := triton==3.7.1
+$(VENV)/.with-%: $(VENV)/.torch pyproject.toml $(NATIVE)
+	$(BIN)/pip install --no-build-isolation -e '.[$*]' $(PINNED)
+	touch $@

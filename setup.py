@@ -1,0 +1,56 @@
+"""Builds vr_kernels._C with CMake; everything else about the package stands in pyproject.toml."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+# Options of CMakeLists.txt that a user sets in the environment. Empty is each one's default.
+OPTIONS = ("VR_KERNELS_CUDA", "VR_KERNELS_CUDA_ARCHITECTURES", "VR_KERNELS_SANITIZE")
+
+
+def program(name: str) -> str:
+    """The program on PATH, else beside this Python: a build without isolation may use an environment not activated."""
+    path = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    if path is None:
+        raise RuntimeError(f"vr_kernels: {name} is not installed; `pip install {name}`, or build with isolation")
+    return path
+
+
+class CMakeBuild(build_ext):
+    """Configures, compiles and installs the CMake project where setuptools expects the extension module."""
+
+    def build_extension(self, ext: Extension) -> None:
+        options = {name: os.environ.get(name, "") for name in OPTIONS}
+        variant = "-sanitizer" if options["VR_KERNELS_SANITIZE"] else ""
+        build = ROOT / "build" / (sys.implementation.cache_tag + variant)
+        destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+
+        # The objects are kept between builds, so that an editable install compiles only what changed. The cache is not:
+        # it holds what was found last time, and paths into an isolated environment that is gone.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
+        settings = {
+            "CMAKE_MAKE_PROGRAM": program("ninja"),
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "VR_KERNELS_VERSION": self.distribution.get_version(),
+            **options,
+        }
+        definitions = [f"-D{name}={value}" for name, value in settings.items()]
+        cmake_args = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        cmake = program("cmake")
+        subprocess.check_call([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *definitions, *cmake_args])
+        subprocess.check_call([cmake, "--build", build])
+        subprocess.check_call([cmake, "--install", build, "--prefix", destination])
+
+
+setup(ext_modules=[Extension("vr_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
