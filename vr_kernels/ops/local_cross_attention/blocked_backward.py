@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.ops._windows import scatter_windows
+from vr_kernels.ops._workspace import workspace
 from vr_kernels.ops.local_cross_attention.blocked import Block, Call, Engine, prepare
 
 # The order of ``needs`` and of the gradients; one gradient a feature level follows.
@@ -108,20 +109,24 @@ class Gradients:
         for group in call.blocks():
             heads = group[0].heads
             w_k, w_v = call.rows(call.key_weight, heads), call.rows(call.value_weight, heads)
-            d_w_k, d_w_v = WeightSum(len(group)), WeightSum(len(group))
+            d_w_k = self._weight_sum("d_w_k", self.d_key_weight, heads, len(group))
+            d_w_v = self._weight_sum("d_w_v", self.d_value_weight, heads, len(group))
             for block in group:
                 self._block(block, w_k, w_v, d_w_k, d_w_v)
-            self._finish(self.d_key_weight, w_k, d_w_k, heads)
-            self._finish(self.d_value_weight, w_v, d_w_v, heads)
+            self._finish(d_w_k, w_k)
+            self._finish(d_w_v, w_v)
 
-    def _block(self, block: Block, w_k: Tensor, w_v: Tensor, d_w_k: WeightSum, d_w_v: WeightSum) -> None:
+    def _weight_sum(self, name: str, gradient: Tensor | None, heads: slice, blocks: int) -> WeightSum | None:
+        return None if gradient is None else WeightSum(name, gradient[heads], blocks)
+
+    def _block(self, block: Block, w_k: Tensor, w_v: Tensor, d_w_k: WeightSum | None, d_w_v: WeightSum | None) -> None:
         call, at = self.call, (block.windows, block.heads)
         kernel, problem = call.engine.kernel, call.of_block(block)
         d_out, query = self.d_out[at].transpose(0, 1), call.query[at].transpose(0, 1)  # (heads, n, d)
         d_g = self._scale(torch.bmm(d_out, w_v, out=call.buffer("d_g", block)))  # (heads, n, C)
-        wants_d_u = self.d_query is not None or self.d_key_weight is not None
+        wants_d_u = self.d_query is not None or d_w_k is not None
         d_u = call.buffer("u", block) if wants_d_u else None
-        g = call.buffer("g", block) if self.d_value_weight is not None else None
+        g = call.buffer("g", block) if d_w_v is not None else None
         kernel.backward(
             problem,
             d_g.transpose(0, 1),
@@ -134,10 +139,10 @@ class Gradients:
             None if g is None else g.transpose(0, 1),
             None if self.d_slots is None else self.d_slots[block.windows],
         )
-        if g is not None:
-            d_w_v.add(torch.bmm(d_out.transpose(1, 2), g))  # (heads, d, C)
-        if d_u is not None and self.d_key_weight is not None:
-            d_w_k.add(torch.bmm(query.transpose(1, 2), d_u))
+        if g is not None and d_w_v is not None:
+            d_w_v.add(d_out.transpose(1, 2), g)
+        if d_u is not None and d_w_k is not None:
+            d_w_k.add(query.transpose(1, 2), d_u)
         if d_u is not None and self.d_query is not None:
             self.d_query[at] = torch.bmm(self._scale(d_u), w_k.transpose(1, 2)).transpose(0, 1)
         if self.d_rows is not None:
@@ -148,16 +153,17 @@ class Gradients:
     def _scale(self, block: Tensor) -> Tensor:
         return block if self.gamma is None else block.mul_(self.gamma)
 
-    def _finish(self, out: Tensor | None, weight: Tensor, gradient: WeightSum, heads: slice) -> None:
+    def _finish(self, gradient: WeightSum | None, weight: Tensor) -> None:
         """From the gradient of W~ to that of W and gamma, for one group of heads."""
-        if out is None:
+        if gradient is None:
             return
-        d_weight = gradient.total if gradient.total is not None else torch.zeros_like(weight)  # no query at all
+        d_weight = gradient.finish()
         if self.gamma is not None:
             d_weight = d_weight.to(torch.float32)
             self.d_gamma += (weight.to(torch.float32) * d_weight).sum((0, 1))
             d_weight = d_weight * self.gamma
-        out[heads] = d_weight
+        if d_weight is not gradient.target:
+            gradient.target.copy_(d_weight)
 
     def _value_constant(self, value_bias: Tensor | None) -> Tensor | None:
         """What a value adds to dO . v_j beside dg . x^_j, (N, h, 1). Without a saliency it is one number for all j: it
@@ -217,17 +223,29 @@ class Gradients:
 
 
 class WeightSum:
-    """A group's weight gradient over its blocks of queries: in float32 when there are several, since a bfloat16 sum of
-    blocks errs 3 to 4.5 times as much as torch's own."""
+    """A group's weight gradient: the sum over its blocks of a b, a (heads, d, n), b (heads, n, C), made in ``target``.
 
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
+    Several blocks are summed in float32: a bfloat16 sum of blocks errs 3 to 4.5 times as much as torch's own.
+    """
+
+    def __init__(self, name: str, target: Tensor, blocks: int) -> None:
+        self.name, self.target, self.blocks = name, target, blocks
         self.total: Tensor | None = None
 
-    def add(self, part: Tensor) -> None:
-        if self.blocks > 1:
-            part = part.to(torch.float32)
-        self.total = part if self.total is None else self.total.add_(part)
+    def add(self, a: Tensor, b: Tensor) -> None:
+        if self.blocks == 1:
+            self.total = torch.bmm(a, b, out=self.target)
+            return
+        shape, device = tuple(self.target.shape), self.target.device
+        part = torch.bmm(a, b, out=workspace("part of a weight", shape, self.target.dtype, device))
+        if self.total is None:
+            self.total = workspace(self.name, shape, torch.float32, device).copy_(part)
+        else:
+            self.total += part
+
+    def finish(self) -> Tensor:
+        """The sum, in float32 where it was made in it; zeros where there was no query."""
+        return self.target.zero_() if self.total is None else self.total
 
 
 def _layer_norm_backward(gradient: Tensor, x: Tensor, eps: float) -> Tensor:
