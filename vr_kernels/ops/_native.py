@@ -20,8 +20,10 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 def _import() -> tuple[Any, str | None]:
     try:
         return importlib.import_module("vr_kernels._C"), None
+    except ModuleNotFoundError:
+        return None, "vr_kernels._C was not built; reinstall vr-kernels with a C++17 compiler at hand"
     except ImportError as error:
-        return None, f"vr_kernels._C cannot be imported ({error}); reinstall vr-kernels with a C++17 compiler at hand"
+        return None, f"vr_kernels._C cannot be imported: {error}"
 
 
 def module() -> Any:
@@ -32,10 +34,13 @@ def module() -> Any:
     return loaded
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unavailable() -> str | None:
     """Why there is no ``_C``, or None. A graph that is traced takes the answer of its first trace."""
     return _import()[1]
+
+
+# What torch.compiler.assume_constant_result does; calling it would import the compiler along with this package.
+unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def refuses_cpu(request: Request) -> str | None:
@@ -46,8 +51,7 @@ def refuses_cpu(request: Request) -> str | None:
         return f"the CPU kernels take float32, bfloat16 and float16, not {request.dtype}"
     if request.wrapped is not None:
         return f"the CPU kernels read plain tensors, and a weight is a {request.wrapped}"
-    missing: str | None = unavailable()
-    return missing
+    return unavailable()
 
 
 class NativeKernel:

@@ -76,9 +76,12 @@ class Call:
         """(heads, windows, C) of reused memory."""
         return workspace(name, (*block.shape, self.channels), self.query.dtype, self.query.device)
 
-    def rows(self, weight: Tensor, heads: slice) -> Tensor:
-        """Some heads' rows of a projection, (heads, d, C), in the block's dtype."""
-        return weight[heads].to(self.query.dtype)
+    def rows(self, name: str, weight: Tensor, heads: slice) -> Tensor:
+        """Some heads' rows of a projection, (heads, d, C), in the block's dtype; converted into reused memory."""
+        rows = weight[heads]
+        if rows.dtype == self.query.dtype:
+            return rows
+        return workspace(name, tuple(rows.shape), self.query.dtype, rows.device).copy_(rows)
 
     def pooled_weight(self, attention: Tensor) -> Tensor | None:
         """sum_j p_j sigma_j, (N, h, 1): the factor of a constant added to every feature; None where it is one."""
@@ -163,7 +166,8 @@ def forward(
     attention = query.new_empty(n, h, windows.slots, dtype=torch.float32)
     out = torch.empty_like(call.query, memory_format=torch.contiguous_format)  # (N, h, d)
     for group in call.blocks():
-        w_k, w_v = call.rows(call.key_weight, group[0].heads), call.rows(call.value_weight, group[0].heads)
+        heads = group[0].heads
+        w_k, w_v = call.rows("w_k", call.key_weight, heads), call.rows("w_v", call.value_weight, heads)
         for block in group:
             at = (block.windows, block.heads)
             u = call.buffer("u", block)  # (heads, n, C)

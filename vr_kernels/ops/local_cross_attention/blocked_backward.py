@@ -97,8 +97,8 @@ class Gradients:
         self.d_scores = torch.empty_like(self.attention)
         self.d_query = empty(n, h, d) if wants["query"] else None
         wants_key, wants_value = (wants[name] or wants["norm_weight"] for name in ("key_weight", "value_weight"))
-        self.d_key_weight = empty(call.key_weight.shape) if wants_key else None
-        self.d_value_weight = empty(call.value_weight.shape) if wants_value else None
+        self.d_key_weight = torch.empty_like(call.key_weight) if wants_key else None
+        self.d_value_weight = torch.empty_like(call.value_weight) if wants_value else None
         self.d_gamma = zeros(call.channels, dtype=torch.float32)
         self.d_slots = zeros(n, windows.slots, dtype=torch.float32) if wants["saliency"] else None
         rows = (windows.row_count, 1, call.channels)
@@ -108,7 +108,7 @@ class Gradients:
         call = self.call
         for group in call.blocks():
             heads = group[0].heads
-            w_k, w_v = call.rows(call.key_weight, heads), call.rows(call.value_weight, heads)
+            w_k, w_v = call.rows("w_k", call.key_weight, heads), call.rows("w_v", call.value_weight, heads)
             d_w_k = self._weight_sum("d_w_k", self.d_key_weight, heads, len(group))
             d_w_v = self._weight_sum("d_w_v", self.d_value_weight, heads, len(group))
             for block in group:
@@ -233,18 +233,18 @@ class WeightSum:
         self.total: Tensor | None = None
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        if self.blocks == 1:
+        if self.blocks == 1 and a.dtype == self.target.dtype:
             self.total = torch.bmm(a, b, out=self.target)
             return
-        shape, device = tuple(self.target.shape), self.target.device
-        part = torch.bmm(a, b, out=workspace("part of a weight", shape, self.target.dtype, device))
+        shape, device = tuple(self.target.shape), a.device
+        part = torch.bmm(a, b, out=workspace("part of a weight", shape, a.dtype, device))
         if self.total is None:
             self.total = workspace(self.name, shape, torch.float32, device).copy_(part)
         else:
             self.total += part
 
     def finish(self) -> Tensor:
-        """The sum, in float32 where it was made in it; zeros where there was no query."""
+        """The sum; zeros where there was no query."""
         return self.target.zero_() if self.total is None else self.total
 
 

@@ -1,0 +1,62 @@
+"""``vr-kernels demo`` on a small encoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result as Invoked
+from torch import nn
+from typer.testing import CliRunner
+
+from vr_kernels.cli.app import app
+from vr_kernels.cli.demonstration import features, figure, resampler
+
+
+def demo(picture: Path) -> Invoked:
+    return CliRunner().invoke(app, ["demo", "--quick", "--output", str(picture)])
+
+
+def test_it_shows_that_the_outputs_agree_and_draws_them(tmp_path: Path) -> None:
+    result = demo(tmp_path / "picture.png")
+    assert result.exit_code == 0, result.output
+    assert "the outputs agree" in result.stdout
+    assert "times our time" in result.stdout
+    assert "random weights" in result.stdout
+    assert str(tmp_path / "picture.png") in result.stdout
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_outputs_that_disagree_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = resampler.make_resamplers
+
+    def unequal(widths: Sequence[int], heads: int) -> tuple[nn.Module, nn.Module]:
+        stock, ours = make(widths, heads)
+        with torch.no_grad():
+            ours.value_weight *= 1.001
+        return stock, ours
+
+    monkeypatch.setattr(resampler, "make_resamplers", unequal)
+    result = demo(tmp_path / "picture.png")
+    assert result.exit_code == 1
+    assert "THE OUTPUTS DISAGREE" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tiles_are_the_whole_photograph_and_its_quarters() -> None:
+    photograph = features.photograph()
+    whole, top_left, top_right, bottom_left, _ = features.tiles_of(photograph, 5)
+    assert whole.shape == (3, 384, 384)
+    top = torch.cat([top_left, top_right], -1)
+    half = 2 * features.resized(photograph, 768)[:, :384] - 1
+    torch.testing.assert_close(top, half)
+    assert not torch.equal(top_left, bottom_left)
+
+
+def test_attention_lands_on_the_feature_it_belongs_to() -> None:
+    weights = torch.zeros(2, 3, 4, 9)  # (n_h, n_w, h, K)
+    weights[1, 2, :, 5] = 1.0  # window (1, 2), slot 5: its row 1, column 2
+    drawn = figure.over_grid(weights)
+    assert drawn.shape == (6, 9)
+    assert drawn[3 + 1, 6 + 2] == 1.0
+    assert drawn.sum() == 1.0

@@ -1,0 +1,11 @@
+"""The ``vr-kernels`` command: ``info``, ``bench`` and ``demo``."""
+
+from vr_kernels.cli.checks import require
+
+
+def main() -> None:
+    """The entry point. What the command needs beyond torch is an extra of the package, so it is loaded here."""
+    require("bench", "typer", "rich")
+    from vr_kernels.cli.app import app
+
+    app()

@@ -1,0 +1,17 @@
+"""The commands under one name."""
+
+import typer
+
+from vr_kernels.cli.bench import bench
+from vr_kernels.cli.demo import demo
+from vr_kernels.cli.info import info
+
+app = typer.Typer(
+    help="What vr_kernels finds on this machine, how fast it is here, and what it does.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(info)
+app.command()(bench)
+app.command()(demo)

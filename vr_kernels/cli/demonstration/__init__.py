@@ -1,0 +1,1 @@
+"""The parts of ``vr-kernels demo``: a photograph's features, the stock resampler, the figure."""

@@ -1,0 +1,75 @@
+"""A photograph as AnyRes tiles, and the levels that a vision transformer makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage import data
+from torch import Tensor
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+PATCH, GRID = 16, 24
+PIXELS = PATCH * GRID  # SigLIP-L/16-384: 24x24 patches a tile
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the vision transformer, and of what is asked of it."""
+
+    width: int
+    layers: int
+    tiles: int
+
+
+FULL = Size(width=1024, layers=24, tiles=5)  # Vision Remember v2's encoder, one base tile and four more
+QUICK = Size(width=64, layers=6, tiles=1)
+
+
+def photograph() -> Tensor:
+    """The portrait of Eileen Collins that scikit-image ships (NASA, public domain): (3, 512, 512), 0 to 1."""
+    pixels = np.asarray(data.astronaut())  # type: ignore[no-untyped-call]
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+def resized(image: Tensor, pixels: int) -> Tensor:
+    size = (pixels, pixels)
+    return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def tiles_of(image: Tensor, count: int) -> Tensor:
+    """The whole image, then the quarters of an enlarged one, as SigLIP takes them: (tiles, 3, 384, 384), -1 to 1."""
+    quarters = resized(image, 2 * PIXELS).unfold(1, PIXELS, PIXELS).unfold(2, PIXELS, PIXELS)  # (3, 2, 2, 384, 384)
+    tiles = [resized(image, PIXELS), *quarters.permute(1, 2, 0, 3, 4).flatten(0, 1)]
+    return 2 * torch.stack(tiles[:count]) - 1
+
+
+def make_encoder(size: Size) -> SiglipVisionModel:
+    """SigLIP's architecture with random weights, the same ones each time."""
+    torch.manual_seed(0)
+    config = SiglipVisionConfig(
+        hidden_size=size.width,
+        intermediate_size=4 * size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=16,
+        image_size=PIXELS,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+    return SiglipVisionModel(config)
+
+
+def encode(image: Tensor, size: Size, tell: Callable[[str], None]) -> list[Tensor]:
+    """Three levels (tiles, 24, 24, width): hidden states 7, 15 and 23 of 24 layers, as Vision Remember v2."""
+    tell(f"making {size.layers} layers of width {size.width} with random weights")
+    encoder = make_encoder(size)
+    by_tile = []
+    for tile in tiles_of(image, size.tiles).split(1):
+        with torch.inference_mode():
+            states = encoder(pixel_values=tile, output_hidden_states=True).hidden_states
+        by_tile.append([states[size.layers * third // 3 - 1].unflatten(1, (GRID, GRID)) for third in (1, 2, 3)])
+        tell(f"tile {len(by_tile)} of {size.tiles} encoded")
+    return [torch.cat(tiles) for tiles in zip(*by_tile, strict=True)]

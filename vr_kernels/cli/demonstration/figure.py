@@ -1,0 +1,47 @@
+"""The window attention drawn over the photograph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def over_grid(attention: Tensor) -> np.ndarray:
+    """(n_h, n_w, h, K) weights -> their mean over heads at each feature, (n_h s, n_w s)."""
+    n_h, n_w, _, slots = attention.shape
+    window = int(slots**0.5)
+    mean = attention.float().mean(2).view(n_h, n_w, window, window)
+    return mean.transpose(1, 2).reshape(n_h * window, n_w * window).numpy()
+
+
+def draw(photograph: Tensor, attention: Tensor, path: Path) -> None:
+    """photograph (3, pixels, pixels), 0 to 1; attention (n_h, n_w, h, K) of the whole of it."""
+    weights, slots = over_grid(attention), attention.shape[-1]
+    window = int(slots**0.5)
+    grid, size = weights.shape[0], photograph.shape[-1]
+    pixels = photograph.permute(1, 2, 0).numpy()
+
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(pixels)
+    left.set_title(f"{grid}x{grid} features, one token for each window of {window}x{window}")
+    right.imshow(pixels.mean(-1), cmap="gray")
+    # Equal weights are the colour map's middle.
+    norm = TwoSlopeNorm(vcenter=1 / slots, vmin=0, vmax=max(float(weights.max()), 2 / slots))
+    drawn = right.imshow(weights, cmap="coolwarm", norm=norm, alpha=0.6, extent=(0, size, size, 0))
+    right.set_title("attention inside each window, mean over heads")
+    for axes in (left, right):
+        for line in np.linspace(0, size, grid // window + 1):
+            axes.axhline(line, color="white", linewidth=0.6)
+            axes.axvline(line, color="white", linewidth=0.6)
+        axes.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=right, label=f"weight (each window sums to 1; equal weights are 1/{slots})", shrink=0.8)
+    figure.suptitle(
+        "vr_kernels.LocalCrossAttention on a SigLIP vision transformer's features\n"
+        "random weights: the pattern shows mechanics, not meaning"
+    )
+    figure.savefig(path, dpi=120)

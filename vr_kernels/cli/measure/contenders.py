@@ -1,0 +1,130 @@
+"""Who is compared: ours, and every way in which a user could compute the same today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import vr_kernels
+from vr_kernels.cli.measure.cases import Case, Inputs
+
+Forward = Callable[[Inputs], Tensor]
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    what: str
+    forward: Forward
+
+    def __call__(self, x: Inputs) -> tuple[Tensor, ...]:
+        """The output, and with a backward pass the gradients of what is trained: query and both weights."""
+        if x.grad_out is None:
+            with torch.no_grad():
+                return (self.forward(x),)
+        out = self.forward(x)
+        return (out, *torch.autograd.grad(out, x.trained, x.grad_out))
+
+
+def windows_of(x: Inputs) -> Tensor:
+    """The levels concatenated and partitioned by copy, as models do it: (N, K, C)."""
+    joined = torch.cat(x.features, -1)
+    images, height, width, channels = joined.shape
+    n_h, n_w = x.query.shape[1:3]
+    s_h, s_w = height // n_h, width // n_w
+    grid = joined.view(images, n_h, s_h, n_w, s_w, channels).permute(0, 1, 3, 2, 4, 5)
+    return grid.reshape(images * n_h * n_w, s_h * s_w, channels)
+
+
+def naive(x: Inputs) -> Tensor:
+    """Project every feature of every window, then scaled_dot_product_attention with one query a window."""
+    windows = windows_of(x)
+    key = F.linear(windows, x.key_weight).unflatten(-1, (x.heads, -1)).transpose(1, 2)  # (N, h, K, d)
+    value = F.linear(windows, x.value_weight).unflatten(-1, (x.heads, -1)).transpose(1, 2)
+    query = x.query.flatten(0, 2).unflatten(-1, (x.heads, 1, -1))  # (N, h, 1, d)
+    return F.scaled_dot_product_attention(query, key, value).reshape(x.query.shape)
+
+
+def cudnn(x: Inputs) -> Tensor:
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return naive(x)
+
+
+def operator(backend: str | None) -> Forward:
+    def forward(x: Inputs) -> Tensor:
+        out = vr_kernels.local_cross_attention(
+            x.query, x.features, x.key_weight, x.value_weight, num_heads=x.heads, backend=backend
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    return forward
+
+
+def chosen_backend(x: Inputs) -> str:
+    explained = vr_kernels.explain(
+        vr_kernels.local_cross_attention, x.query, x.features, x.key_weight, x.value_weight, num_heads=x.heads
+    )
+    return explained.chosen
+
+
+def sdpa_backend(case: Case) -> str:
+    """Which of SDPA's implementations the naive form gets."""
+
+    def heads(rows: int) -> Tensor:
+        return torch.empty(2, case.heads, rows, case.channels // case.heads, dtype=case.torch_dtype, device=case.device)
+
+    query, key = heads(1).requires_grad_(case.backward), heads(case.keys)
+    choice = torch._fused_sdp_choice(query, key, key)
+    return SDPBackend(choice).name.lower()
+
+
+BASELINES = ("naive", "compiled", "absorbed", "unabsorbed", "triton", "cuda", "cudnn", "flex")
+OURS = {
+    "ours": "what vr_kernels chooses",
+    "absorbed": "the absorbed formula in stock PyTorch",
+    "unabsorbed": "K and V projected once a feature, then local attention",
+    "triton": "Triton kernels",
+    "cuda": "CUDA C++ kernels",
+}
+
+
+def make_contender(name: str, case: Case) -> Contender:
+    """A contender by name; what cannot run here shows when it is first called."""
+    if name == "naive":
+        return Contender(name, f"concat, partition, K and V projected, SDPA ({sdpa_backend(case)})", naive)
+    if name == "compiled":
+        torch.compiler.reset()  # forget the shapes before, or the next one is compiled for any size
+        return Contender(name, "naive under torch.compile", torch.compile(naive, dynamic=False))
+    if name == "cudnn":
+        return Contender(name, "naive with SDPA's cuDNN backend", cudnn)
+    if name == "flex":
+        from vr_kernels.cli.measure.flex import compiled_flex  # loads torch's compiler: a second of every command
+
+        return Contender(name, "K and V projected, FlexAttention", compiled_flex())
+    return Contender(name, OURS[name], operator(None if name == "ours" else name))
+
+
+def split_by_device(names: Sequence[str], device: str) -> tuple[list[str], dict[str, str]]:
+    """The baselines that a kind of device has, and why it lacks the others."""
+    cuda_only = {
+        "triton": "Triton kernels run on CUDA",
+        "cuda": "they run on CUDA",
+        "cudnn": "cuDNN runs on CUDA",
+        "flex": "compared on CUDA alone",
+    }
+    lacking = {name: cuda_only[name] for name in names if name in cuda_only and device != "cuda"}
+    return [name for name in names if name not in lacking], lacking
+
+
+def why_it_failed(error: BaseException) -> str:
+    """The first line of what lies under an error: torch.compile wraps what the compiler said in several others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
