@@ -1,0 +1,125 @@
+"""The native kernels. Pointers are addresses as integers, 0 for none; csrc/common/local_attention.h tells the rest."""
+
+from typing import TypedDict
+
+# data, then the strides of batch, row, column, head and channel in elements, then the number of channels
+_Level = tuple[int, int, int, int, int, int, int]
+
+# data, stride of windows, stride of heads: a (windows, heads, width) buffer with unit inner stride
+_Rows = tuple[int, int, int]
+
+class LocalAttention:
+    windows: int
+    first_window: int
+    heads: int
+    kv_heads: int
+    slots: int
+    batch: int
+    height: int
+    width: int
+    window_height: int
+    window_width: int
+    index: int
+    index_is_64bit: bool
+    scale: float
+    attention_bias: int
+    bias_stride_window: int
+    bias_stride_head: int
+    saliency: int
+    norm_groups: int
+    norm_eps: float
+    norm_weight: int
+    norm_bias: int
+    threads: int
+    query_dtype: int
+    feature_dtype: int
+    @property
+    def keys(self) -> list[_Level]: ...
+    @keys.setter
+    def keys(self, levels: list[_Level]) -> None: ...
+    @property
+    def values(self) -> list[_Level]: ...
+    @values.setter
+    def values(self, levels: list[_Level]) -> None: ...
+    def __init__(
+        self,
+        *,
+        windows: int,
+        first_window: int = 0,
+        heads: int,
+        kv_heads: int = 1,
+        slots: int,
+        batch: int,
+        height: int = 1,
+        width: int = 1,
+        window_height: int = 0,
+        window_width: int = 0,
+        index: int = 0,
+        index_is_64bit: bool = False,
+        keys: list[_Level],
+        values: list[_Level] = ...,
+        query_dtype: int,
+        feature_dtype: int,
+        scale: float,
+        attention_bias: int = 0,
+        bias_stride_window: int = 0,
+        bias_stride_head: int = 0,
+        saliency: int = 0,
+        norm_groups: int = 0,
+        norm_eps: float = 1e-6,
+        norm_weight: int = 0,
+        norm_bias: int = 0,
+        threads: int,
+    ) -> None: ...
+
+def local_attention_forward(
+    problem: LocalAttention, query: _Rows, out: _Rows, attention: _Rows, lse: _Rows
+) -> None: ...
+def local_attention_backward(
+    problem: LocalAttention,
+    grad_out: _Rows,
+    attention: _Rows,
+    grad_attention: _Rows,
+    grad_lse: _Rows,
+    value_constant: _Rows,
+    grad_scores: _Rows,
+    grad_query: _Rows,
+    pooled: _Rows,
+    grad_saliency: int,
+) -> None: ...
+def local_attention_feature_gradient(
+    problem: LocalAttention,
+    query: _Rows,
+    grad_out: _Rows,
+    attention: _Rows,
+    grad_scores: _Rows,
+    grad_key: int,
+    grad_value: int,
+) -> None: ...
+
+class _CpuFeatures(TypedDict, total=False):
+    """The processor's own entries are there on x86-64 alone."""
+
+    isa: str
+    available: list[str]
+    avx2: bool
+    avx512: bool
+    avx512_bf16: bool
+    amx_bf16: bool
+
+class _BuildInfo(TypedDict):
+    version: str
+    compiler: str
+    openmp: bool
+    sanitizer: bool
+    cuda: bool
+    cuda_architectures: list[str]
+    cuda_compiler: str
+
+def cpu_features() -> _CpuFeatures: ...
+def isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def build_info() -> _BuildInfo: ...
+
+# Only where build_info()["cuda"] is true.
+def cuda_probe() -> str: ...
