@@ -1,0 +1,105 @@
+"""The same call gives the same bits: again, in another thread, with other threads, whatever was in the memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from python_tests._cases import Call, attention_call, cross_attention_call
+from python_tests._errors import evaluate, random_cotangents
+from python_tests._operators import LOCAL_ATTENTION, Subject, over_backends, over_operators
+
+
+def overlapping(subject: Subject, dtype: torch.dtype = torch.float32) -> Call:
+    """Every argument there is, windows that share rows, and one that has none."""
+    if subject is LOCAL_ATTENTION:
+        call = attention_call(dtype=dtype, ragged=True, value_width=12, bias="shared", saliency=True)
+    else:
+        call = cross_attention_call(
+            dtype=dtype, ragged=True, norm="level", biases=True, bias="shared", saliency="value"
+        )
+    call["window_index"][4] = -1
+    return call
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_same_bits(result: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name in expected:
+        assert torch.equal(result[name], expected[name]), name
+
+
+@over_backends()
+def test_250_repeats_have_the_same_bits(subject: Subject, backend: str) -> None:
+    function, call = subject.run(backend), overlapping(subject)
+    cotangents = random_cotangents(function, call)
+    first = evaluate(function, call, cotangents)
+    for _ in range(249):
+        assert_same_bits(evaluate(function, call, cotangents), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@over_operators
+@pytest.mark.usefixtures("threads")
+def test_the_number_of_threads_changes_no_bit(subject: Subject, dtype: torch.dtype) -> None:
+    function, call = subject.run("cpu"), overlapping(subject, dtype)
+    cotangents = random_cotangents(function, call)
+    torch.set_num_threads(1)
+    alone = evaluate(function, call, cotangents)
+    for count in (2, 3, 8):
+        torch.set_num_threads(count)
+        assert_same_bits(evaluate(function, call, cotangents), alone)
+
+
+@over_backends()
+def test_calls_in_several_python_threads_do_not_disturb_each_other(subject: Subject, backend: str) -> None:
+    function, call = subject.run(backend), overlapping(subject)
+    cotangents = random_cotangents(function, call)
+    expected = evaluate(function, call, cotangents)
+    results = []
+
+    def work() -> None:
+        results.extend(evaluate(function, call, cotangents) for _ in range(20))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 80
+    for result in results:
+        assert_same_bits(result, expected)
+
+
+@over_backends()
+def test_what_the_memory_held_before_does_not_matter(subject: Subject, backend: str) -> None:
+    function, call = subject.run(backend), overlapping(subject)
+    cotangents = random_cotangents(function, call)
+    expected = evaluate(function, call, cotangents)
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.empty(1).isnan()
+        poisoned = evaluate(function, call, cotangents)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same_bits(poisoned, expected)
+
+
+@over_backends()
+def test_a_call_after_a_larger_one_does_not_see_its_rest(subject: Subject, backend: str) -> None:
+    function, call = subject.run(backend), overlapping(subject)
+    cotangents = random_cotangents(function, call)
+    expected = evaluate(function, call, cotangents)
+    larger = subject.call(1, batch=5, window=(3, 3))
+    evaluate(function, larger, random_cotangents(function, larger))
+    assert_same_bits(evaluate(function, call, cotangents), expected)

@@ -1,0 +1,87 @@
+"""Every instruction set that the processor has computes the same function, within the error rule."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from python_tests._cases import DTYPES
+from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
+from python_tests._operators import LOCAL_ATTENTION, Subject, over_operators
+from vr_kernels import _C
+
+AVAILABLE = _C.cpu_features()["available"]
+isas = pytest.mark.parametrize("isa", AVAILABLE)
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    before = _C.isa()
+    yield
+    _C.set_isa(before)
+
+
+def every_argument(subject: Subject) -> dict[str, Any]:
+    if subject is LOCAL_ATTENTION:
+        return {"kv_heads": 1, "heads": 5, "width": (37, 32), "bias": "per window", "saliency": True}
+    return {"widths": (37, 32), "norm": "level", "biases": True, "bias": "per window", "saliency": "value"}
+
+
+@isas
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("indexed", [False, True])
+@over_operators
+def test_each_obeys_the_error_rule(subject: Subject, indexed: bool, dtype: torch.dtype, isa: str) -> None:
+    _C.set_isa(isa)
+    assert _C.isa() == isa
+    assert_obeys_the_error_rule(
+        subject.run("cpu"),
+        subject.run("reference"),
+        subject.oracle,
+        lambda seed: subject.call(seed, dtype=dtype, indexed=indexed, **every_argument(subject)),
+        skip=["d key_bias"],  # its exact gradient is zero: torch's error is no yardstick
+    )
+
+
+@pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa != "baseline"])
+@over_operators
+def test_each_differs_from_the_baseline_in_rounding(subject: Subject, isa: str) -> None:
+    # If no bit differed, set_isa would choose nothing. Only the AMX tiles take bfloat16.
+    dtype = torch.bfloat16 if isa == "amx" else torch.float32
+    call = subject.call(dtype=dtype, **every_argument(subject))
+    function = subject.run("cpu")
+    cotangents = random_cotangents(function, call)
+    _C.set_isa(isa)
+    ours = evaluate(function, call, cotangents)
+    _C.set_isa("baseline")
+    baseline = evaluate(function, call, cotangents)
+    assert any(not torch.equal(ours[name], baseline[name]) for name in ours)
+
+
+def test_an_unknown_instruction_set_is_refused_with_the_known_ones() -> None:
+    before = _C.isa()
+    with pytest.raises(ValueError, match="unknown instruction set 'sse9'; it may be baseline, avx2, avx512, amx"):
+        _C.set_isa("sse9")
+    assert _C.isa() == before
+
+
+def isa_in_a_process_with(value: str) -> subprocess.CompletedProcess[str]:
+    program = "import torch; from vr_kernels import _C; print(_C.isa())"
+    environment = {**os.environ, "VR_KERNELS_CPU_ISA": value}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_environment_chooses_the_instruction_set() -> None:
+    assert isa_in_a_process_with("baseline").stdout.strip() == "baseline"
+
+
+def test_an_unknown_instruction_set_in_the_environment_is_refused_in_words() -> None:
+    result = isa_in_a_process_with("sse9")
+    assert result.returncode != 0
+    assert "VR_KERNELS_CPU_ISA: unknown instruction set 'sse9'" in result.stderr

@@ -1,0 +1,239 @@
+"""The operators as torch knows them: schemas, fakes, compilation, export, autocast, vmap, and the modes they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from python_tests._cases import Call, floating_tensors, map_tensors
+from python_tests._errors import evaluate, random_cotangents
+from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject, over_operators
+
+MIXES: dict[str, dict[str, dict[str, Any]]] = {
+    "plain": {"local_attention": {}, "local_cross_attention": {}},
+    "everything, grid": {
+        "local_attention": {"value_width": 13, "bias": "shared", "saliency": True},
+        "local_cross_attention": {"norm": "level", "biases": True, "bias": "shared", "saliency": "value"},
+    },
+    "everything, indexed": {
+        "local_attention": {"indexed": True, "width": (3, 5), "bias": "per window", "saliency": True},
+        "local_cross_attention": {"indexed": True, "norm": "all", "bias": "per window", "saliency": "feature"},
+    },
+}
+mixes = pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps every call of this library's operators that passes torch's dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "vr_kernels":
+            self.calls[function.name()] = (function, args)
+        return function(*args, **(kwargs or {}))
+
+
+def recorded(subject: Subject, call: Call) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """The forward and the backward operator of one call, with their arguments."""
+    function = subject.run("cpu")
+    cotangents = random_cotangents(function, call)
+    with Recorder() as recorder:
+        evaluate(function, call, cotangents)
+    return recorder.calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@mixes
+@over_operators
+def test_opcheck_passes_forward_and_backward(subject: Subject, mix: dict[str, Any], dtype: torch.dtype) -> None:
+    calls = recorded(subject, subject.call(dtype=dtype, **mix[subject.name]))
+    assert set(calls) == {f"vr_kernels::{subject.name}", f"vr_kernels::{subject.name}_backward"}
+    for name, (operator, arguments) in calls.items():
+
+        def leaf(value: Any, name: str = name) -> Any:
+            if isinstance(value, list) and value and isinstance(value[0], Tensor):
+                return [leaf(item) for item in value]
+            floats = isinstance(value, Tensor) and value.is_floating_point()
+            # The backward operator is an end: it has no derivative of its own.
+            return value.detach().clone().requires_grad_(not name.endswith("_backward")) if floats else value
+
+        torch.library.opcheck(operator, tuple(leaf(value) for value in arguments))
+
+
+def assert_compiled_is_eager(compiled: Callable[..., Any], function: Callable[..., Any], call: Call) -> None:
+    cotangents = random_cotangents(function, call)
+    expected = evaluate(function, call, cotangents)
+    for name, result in evaluate(compiled, call, cotangents).items():
+        torch.testing.assert_close(result, expected[name], msg=name)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    torch.compiler.reset()
+
+
+@mixes
+@over_operators
+def test_compiles_once_for_all_shapes_forward_and_backward(subject: Subject, mix: dict[str, Any]) -> None:
+    function = subject.run(None)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    # Sizes that differ from each other: equal ones would be traced as one symbol.
+    first, *others = [
+        subject.call(batch=batch, windows=windows, **mix[subject.name])
+        for batch, windows in ((3, (5, 7)), (2, (11, 5)), (9, (3, 4)))
+    ]
+    assert_compiled_is_eager(compiled, function, first)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for call in others:
+            assert_compiled_is_eager(compiled, function, call)
+
+
+@over_operators
+def test_compiles_with_inductor(subject: Subject) -> None:
+    function, call = subject.run(None), subject.call(**MIXES["everything, indexed"][subject.name])
+    assert_compiled_is_eager(torch.compile(function, fullgraph=True), function, call)
+
+
+@pytest.mark.parametrize("backend", ["unabsorbed", "absorbed", "reference"])
+def test_the_paths_in_plain_pytorch_compile_too(backend: str) -> None:
+    function = LOCAL_CROSS_ATTENTION.run(backend)
+    call = LOCAL_CROSS_ATTENTION.call(**MIXES["everything, grid"]["local_cross_attention"])
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_compiled_is_eager(compiled, function, call)
+
+
+class Exported(torch.nn.Module):
+    def __init__(self, subject: Subject, constants: Call) -> None:
+        super().__init__()
+        self.function, self.constants = subject.run(None), constants
+
+    def forward(self, tensors: dict[str, Any]) -> Any:
+        return self.function(**tensors, **self.constants)
+
+
+@mixes
+@over_operators
+def test_exports_and_computes_the_same(subject: Subject, mix: dict[str, Any]) -> None:
+    call = subject.call(**mix[subject.name])
+    tensors = {name: value for name, value in call.items() if isinstance(value, (Tensor, list))}
+    module = Exported(subject, {name: value for name, value in call.items() if name not in tensors})
+    program = torch.export.export(module, (tensors,))
+    assert any(node.target is getattr(torch.ops.vr_kernels, subject.name).default for node in program.graph.nodes)
+    for result, expected in zip(program.module()(tensors), module(tensors), strict=True):
+        assert torch.equal(result, expected)
+
+
+@mixes
+@over_operators
+def test_fake_tensors_have_the_shapes_dtypes_and_strides_of_real_ones(subject: Subject, mix: dict[str, Any]) -> None:
+    call = subject.call(dtype=torch.bfloat16, **mix[subject.name])
+    real = subject.run("cpu")(**call)
+    with FakeTensorMode() as mode:
+        call = map_tensors(call, mode.from_tensor)
+        if "window_index" in call:
+            call["window_index"] = mode.from_tensor(call["window_index"])
+        fake = subject.run("cpu")(**call)
+    for one, other in zip(real, fake, strict=True):
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+
+
+@mixes
+@over_operators
+def test_autocast_is_the_explicit_cast(subject: Subject, mix: dict[str, Any]) -> None:
+    call = subject.call(**mix[subject.name])
+    function = subject.run("cpu")
+    cast = {"query", "key", "value", "features", "key_weight", "value_weight"}
+    explicit = call | map_tensors({k: v for k, v in call.items() if k in cast}, Tensor.bfloat16)
+    cotangents = random_cotangents(function, explicit)
+    expected = evaluate(function, explicit, cotangents)
+
+    def autocast(**arguments: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(**arguments)
+
+    results = evaluate(autocast, call, cotangents)
+    assert results["output 0"].dtype == torch.bfloat16
+    if subject is LOCAL_ATTENTION:
+        assert results["output 1"].dtype == torch.float32, "the log-sum-exp is not autocast's to round"
+    for name, result in results.items():
+        if name.startswith("d "):
+            assert result.dtype == torch.float32, name
+        torch.testing.assert_close(result, expected[name].to(result.dtype), rtol=0, atol=0, msg=name)
+
+
+@over_operators
+def test_vmap_over_each_argument_is_a_loop(subject: Subject) -> None:
+    function = subject.run("cpu")
+    calls = [subject.call(seed, **MIXES["everything, indexed"][subject.name]) for seed in (1, 2, 3)]
+    for name, value in calls[0].items():
+        if isinstance(value, list):
+            batched: Any = [torch.stack(levels) for levels in zip(*[call[name] for call in calls], strict=True)]
+        elif isinstance(value, Tensor):
+            batched = torch.stack([call[name] for call in calls])
+        else:
+            continue
+        results = torch.vmap(lambda value, name=name: function(**(calls[0] | {name: value})))(batched)
+        for i, call in enumerate(calls):
+            for result, expected in zip(results, function(**(calls[0] | {name: call[name]})), strict=True):
+                torch.testing.assert_close(result[i], expected, rtol=0, atol=0, msg=name)
+
+
+def refused(function: Callable[[], Any], subject: Subject, words: str) -> None:
+    with pytest.raises(RuntimeError, match=f"{subject.name}: {words}.*backend='reference'"):
+        function()
+
+
+@over_operators
+def test_forward_mode_raises_for_a_tangent_of_any_argument(subject: Subject) -> None:
+    call = subject.call(**MIXES["everything, grid"][subject.name])
+    for chosen in floating_tensors(call).values():
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(chosen, torch.ones_like(chosen))
+            arguments = map_tensors(call, lambda tensor, chosen=chosen, dual=dual: dual if tensor is chosen else tensor)
+            refused(
+                lambda arguments=arguments: subject.run("cpu")(**arguments), subject, "forward-mode differentiation"
+            )
+
+
+@over_operators
+def test_functorch_s_derivatives_raise(subject: Subject) -> None:
+    call = subject.call()
+    query = call.pop("query")
+
+    def total(q: Tensor) -> Tensor:
+        return subject.run("cpu")(q, **call)[0].sum()
+
+    refused(lambda: torch.func.jvp(total, (query,), (query,)), subject, "forward-mode differentiation")
+    refused(lambda: torch.func.grad(total)(query), subject, "torch.func.grad")
+
+
+@over_operators
+def test_a_second_derivative_raises(subject: Subject) -> None:
+    call = subject.call()
+    call["query"].requires_grad_()
+    out = subject.run("cpu")(**call)[0]
+    (first,) = torch.autograd.grad(out.square().sum(), call["query"], create_graph=True)
+    refused(lambda: first.sum().backward(), subject, "second derivatives")
+
+
+@over_operators
+def test_nothing_is_recorded_where_gradients_are_off(subject: Subject) -> None:
+    call = subject.call()
+    call["query"].requires_grad_()
+    expected = subject.run("cpu")(**call)[0]
+    assert expected.requires_grad
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            out = subject.run("cpu")(**call)[0]
+        assert not out.requires_grad
+        assert torch.equal(out, expected)
