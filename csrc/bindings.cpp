@@ -233,7 +233,7 @@ py::dict build_info() {
 #endif
 #if defined(VR_KERNELS_CUDA)
   info["cuda"] = true;
-  info["cuda_architectures"] = py::str(VR_KERNELS_CUDA_ARCHITECTURES).attr("split")(";");
+  info["cuda_architectures"] = py::str(VR_KERNELS_CUDA_ARCHITECTURES).attr("split")(", ");
   info["cuda_compiler"] = VR_KERNELS_CUDA_COMPILER;
 #else
   info["cuda"] = false;

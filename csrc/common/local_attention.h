@@ -55,8 +55,8 @@ struct LocalAttention {
   // LayerNorm of the keys, over all channels or per level; of the values only when they are the keys.
   NormGroups norm_groups = NormGroups::none;
   float norm_eps = 1e-6f;
-  const float* norm_weight = nullptr;  // (channels,), as norm_bias
-  const float* norm_bias = nullptr;
+  const float* norm_weight = nullptr;  // (channels,)
+  const float* norm_bias = nullptr;    // (channels,); only with a weight
 
   int threads = 1;
 

@@ -29,8 +29,7 @@ void validate(const LocalAttention& problem) {
   require(!problem.keys.empty(), "keys need at least one level");
   validate_levels(problem, problem.keys);
   validate_levels(problem, problem.values);
-  require((problem.norm_weight == nullptr) == (problem.norm_bias == nullptr),
-          "norm_weight and norm_bias come together or not at all");
+  require(problem.norm_bias == nullptr || problem.norm_weight != nullptr, "norm_bias needs norm_weight");
   require(problem.norm_groups == NormGroups::none || problem.kv_heads == 1, "normalisation needs kv_heads = 1");
   require(problem.window_height >= 0 && problem.window_width >= 0, "a window has a negative size");
   if (!problem.is_grid()) {

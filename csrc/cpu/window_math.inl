@@ -70,6 +70,8 @@ void normalize(float* row, int64_t count, float eps, const float* weight, const 
   const float inverse_deviation = 1.0f / __builtin_sqrtf(variance + eps);
   if (weight == nullptr) {
     for (int64_t i = 0; i < count; ++i) row[i] = (row[i] - mean) * inverse_deviation;
+  } else if (bias == nullptr) {
+    for (int64_t i = 0; i < count; ++i) row[i] = (row[i] - mean) * inverse_deviation * weight[i];
   } else {
     for (int64_t i = 0; i < count; ++i) row[i] = (row[i] - mean) * inverse_deviation * weight[i] + bias[i];
   }

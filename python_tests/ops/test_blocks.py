@@ -28,7 +28,7 @@ def test_small_blocks_obey_the_error_rule(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, sizes: dict[str, Any], heads: int, queries: int
 ) -> None:
     bytes_of_a_query = heads * 48 * native.block_dtype(dtype).itemsize  # the drawn features have 48 channels
-    engine = dataclasses.replace(native.ENGINE, heads_per_block=heads, block_bytes=queries * bytes_of_a_query)
+    engine = dataclasses.replace(native.ENGINE, least_heads=heads, block_bytes=queries * bytes_of_a_query)
     monkeypatch.setitem(op.ENGINES, "cpu", engine)
     reference = LOCAL_CROSS_ATTENTION.run("reference")
     assert_obeys_the_error_rule(

@@ -146,7 +146,7 @@ def test_the_papers_shape_obeys_the_error_rule(dtype: torch.dtype) -> None:
 def test_blocks_of_a_few_queries_and_heads_obey_the_error_rule(
     indexed: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = dataclasses.replace(op.ENGINES["cpu"], heads_per_block=3, block_bytes=3000)
+    small = dataclasses.replace(op.ENGINES["cpu"], least_heads=3, block_bytes=3000)
     monkeypatch.setitem(op.ENGINES, "cpu", small)
     spec = CONTRACT["everything, indexed"] | {"indexed": indexed, "bias": "per window"}
     assert_obeys_the_error_rule(

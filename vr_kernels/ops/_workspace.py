@@ -14,7 +14,7 @@ _local = threading.local()
 def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised tensor in this thread's buffer ``name``, valid until the thread asks for that name again.
 
-    A buffer grows to the largest size asked for; callers bound that (the blocks of local cross-attention: 16 MB).
+    A buffer grows to the largest size asked for; callers bound that (the blocks of local cross-attention: 40 MB).
     """
     if device.type != "cpu":
         return torch.empty(

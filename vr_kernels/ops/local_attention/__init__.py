@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from vr_kernels.ops import _native
+from vr_kernels.ops import _cuda, _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._triton import support
 from vr_kernels.ops._windows import windows_of
 from vr_kernels.ops.local_attention import op, reference
 
@@ -48,7 +49,7 @@ def local_attention(
         scale: of the scores; None is 1/sqrt(d).
         return_lse: also return the log-sum-exp of the scores, (..., h) float32.
         return_attention: also return the attention weights, (..., h, K) in the query's dtype, before the saliency.
-        backend: None chooses; "cpu" or "reference" by name: it runs or it raises.
+        backend: None chooses; "cpu", "triton", "cuda" or "reference" by name: it runs or it raises.
 
     Returns:
         (..., h, d_v) in the query's dtype; with ``return_lse``, ``return_attention`` a tuple (out[, lse][, attention]).
@@ -154,7 +155,12 @@ def _plan(given: tuple[Any, ...], shared: bool, scale: float | None, backend: st
 
 OPERATOR = Operator(
     "local_attention",
-    (Backend("cpu", refuses=_native.refuses_cpu), Backend("reference")),
+    (
+        Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("triton", refuses=support.refuses, passed_over=support.experimental),
+        Backend("cuda", refuses=_cuda.refuses, passed_over=_cuda.experimental),
+        Backend("reference"),
+    ),
     _request,
 )
 register(local_attention, OPERATOR)

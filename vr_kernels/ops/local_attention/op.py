@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vr_kernels.ops._cuda import CudaKernel
 from vr_kernels.ops._native import NativeKernel
 from vr_kernels.ops._registration import (
     define_operator,
@@ -16,6 +17,8 @@ from vr_kernels.ops._registration import (
     refuse_double_backward,
     refuse_other_modes,
 )
+from vr_kernels.ops._triton.launch import TritonKernel
+from vr_kernels.ops._window_kernel import WindowKernel
 from vr_kernels.ops.local_attention import driver
 
 # keys and values are levels (*rows, h_kv, width); values empty: the keys are the values.
@@ -28,7 +31,7 @@ BACKWARD_SCHEMA = """local_attention_backward(Tensor? grad_out, Tensor? grad_att
  Tensor[] keys, Tensor[] values, Tensor? window_index, Tensor? attention_bias, Tensor? saliency, Tensor attention,
  float scale, bool[] needs, str backend) -> Tensor[]"""
 
-KERNELS = {"cpu": NativeKernel()}
+KERNELS: dict[str, WindowKernel] = {"cpu": NativeKernel(), "triton": TritonKernel(), "cuda": CudaKernel()}
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vr_kernels.ops import _native
+from vr_kernels.ops import _cuda, _native
 from vr_kernels.ops._dispatch import Backend, Request
+from vr_kernels.ops._triton import support
 
 
 def _projects_less(request: Request) -> str | None:
@@ -16,6 +17,8 @@ def _projects_less(request: Request) -> str | None:
 
 BACKENDS = (
     Backend("cpu", refuses=_native.refuses_cpu, passed_over=_projects_less),
+    Backend("triton", refuses=support.refuses, passed_over=support.experimental),
+    Backend("cuda", refuses=_cuda.refuses, passed_over=_cuda.experimental),
     Backend("unabsorbed"),
     Backend("absorbed", passed_over=lambda request: "the stock-PyTorch form of cpu's algebra, kept as a baseline"),
     Backend("reference", passed_over=lambda request: "the definition"),

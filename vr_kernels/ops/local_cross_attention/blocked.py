@@ -26,7 +26,7 @@ class Engine:
 
     kernel: WindowKernel
     block_dtype: Callable[[torch.dtype], torch.dtype]  # what u, g and their gradients are kept in
-    heads_per_block: int
+    least_heads: int  # of a block, unless there are fewer: they share what the kernel reads of the features
     block_bytes: int  # of u
 
 
@@ -60,14 +60,17 @@ class Call:
         return self.query.shape[1]
 
     def blocks(self) -> Iterator[list[Block]]:
-        """Groups of heads outside, queries inside: a group's weights stay in cache while its queries pass."""
-        count = self.problem.windows.count
-        bytes_a_query = self.engine.heads_per_block * self.channels * self.query.element_size()
-        parts = max(1, -(-count * bytes_a_query // self.engine.block_bytes))
-        step = max(1, -(-count // parts))
-        for head in range(0, self.heads, self.engine.heads_per_block):
-            heads = slice(head, min(head + self.engine.heads_per_block, self.heads))
-            yield [Block(heads, slice(w, min(w + step, count))) for w in range(0, count, step)]
+        """Groups of heads outside, queries inside: a group's weights stay in cache while its queries pass.
+
+        All queries of as many heads as fit, since queries that are split cost a sum of weight gradients.
+        """
+        count, engine = self.problem.windows.count, self.engine
+        bytes_a_head = max(1, count * self.channels * self.query.element_size())
+        heads = _even_step(self.heads, max(engine.least_heads, engine.block_bytes // bytes_a_head))
+        queries = _even_step(count, max(1, engine.block_bytes * count // (bytes_a_head * heads)))
+        for h in range(0, self.heads, heads):
+            group = slice(h, min(h + heads, self.heads))
+            yield [Block(group, slice(n, min(n + queries, count))) for n in range(0, count, queries)]
 
     def of_block(self, block: Block) -> WindowProblem:
         return replace(self.problem, span=block.windows, heads=block.heads)
@@ -99,6 +102,12 @@ class Call:
         """sum_j p_j: one, or zero for a query without any key, which a grid without bias does not have."""
         may_be_empty = self.problem.windows.window is None or self.problem.attention_bias is not None
         return attention.sum(-1, keepdim=True) if may_be_empty else None
+
+
+def _even_step(count: int, most: int) -> int:
+    """``count`` cut into the fewest steps of at most ``most``, of nearly equal size."""
+    steps = max(1, -(-count // most))
+    return max(1, -(-count // steps))
 
 
 def prepare(

@@ -14,7 +14,7 @@ from vr_kernels.ops._registration import (
     refuse_double_backward,
     refuse_other_modes,
 )
-from vr_kernels.ops.local_cross_attention import blocked, blocked_backward, native
+from vr_kernels.ops.local_cross_attention import blocked, blocked_backward, cuda, native, triton
 
 _TENSORS = """Tensor query, Tensor[] features, Tensor key_weight, Tensor value_weight, Tensor? window_index,
  Tensor? key_bias, Tensor? value_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? attention_bias,
@@ -28,7 +28,7 @@ SCHEMA = f"local_cross_attention({_TENSORS}, {_OPTIONS}, str backend) -> (Tensor
 BACKWARD_SCHEMA = f"""local_cross_attention_backward(Tensor? grad_out, Tensor? grad_attention, {_TENSORS},
  Tensor attention, {_OPTIONS}, bool[] needs, str backend) -> Tensor[]"""
 
-ENGINES = {"cpu": native.ENGINE}
+ENGINES = {"cpu": native.ENGINE, "triton": triton.ENGINE, "cuda": cuda.ENGINE}
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
