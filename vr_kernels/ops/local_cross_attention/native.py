@@ -16,5 +16,5 @@ def block_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32
 
 
-# The best of 4 to 24 heads and 8 to 96 MB at the papers' shapes: what spills the L2 costs less than splitting the queries.
+# The best of 4 to 24 heads and 8 to 96 MB at the papers' shapes: a block outside the L2 costs less than split queries.
 ENGINE = Engine(kernel=_native.NativeKernel(), block_dtype=block_dtype, least_heads=4, block_bytes=40 << 20)

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# The first half hour on a GPU machine that can download nothing: build, test, and find where which kernel wins.
+#
+#   bench/gpu.sh [STEP...]
+#
+# Without a STEP all run, in this order. Each takes less than ten minutes, so that any one fits a short lease:
+#   build                       the package in this checkout, without build isolation; where that fails, without _C
+#   test-triton, test-cuda      the gpu tests of one kind of kernel
+#   forward-H-B, backward-H-B   the crossover at H heads (8, 24, 48) and a batch of B (1, 8, 32)
+# Records and logs go to $OUT (bench/results); $PYTHON (python3) has torch. A step that fails does not stop the next.
+set -uo pipefail
+SELF=$(realpath "$0")
+cd "$(dirname "$SELF")/.."
+
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-bench/results}
+LIMIT=${LIMIT:-580} # seconds a step
+STEPS=(build test-triton test-cuda {forward,backward}-24-{8,32,1} {forward,backward}-{8,48}-{8,32,1})
+
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+# The checkout is what runs, built or not, whatever else is installed.
+export PYTHONPATH=$PWD OMP_WAIT_POLICY=passive
+
+build() {
+  "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index --editable . ||
+    echo "The build failed: going on without vr_kernels._C, with Triton and stock PyTorch alone."
+  cli info
+}
+
+# Triton's and torch's versions here differ from those that the project pins: their warnings are not errors.
+tests() {
+  "$PYTHON" -m pytest python_tests/gpu -k "$1" -o minversion=0 -o filterwarnings=default -p no:cacheprovider
+}
+
+cli() {
+  "$PYTHON" -c 'from vr_kernels.cli import main; main()' "$@"
+}
+
+# The papers' three windows at one number of heads and one batch, against everything else.
+crossover() {
+  local flag=$1 step=$2 heads batch
+  IFS=- read -r _ heads batch <<<"$step"
+  cli bench local_cross_attention --device cuda --dtype bfloat16 --heads "$heads" --batch "$batch" "$flag" \
+    --json "$OUT/gpu-$step.json" --plot "$OUT/gpu-$step.png"
+}
+
+run() {
+  case $1 in
+    build) build ;;
+    test-triton) tests triton ;;
+    test-cuda) tests "not triton" ;;
+    forward-*-*) crossover --no-backward "$1" ;;
+    backward-*-*) crossover --backward "$1" ;;
+    *)
+      echo "gpu.sh: no step $1; the steps are ${STEPS[*]}" >&2
+      return 2
+      ;;
+  esac
+}
+
+# One step of a run with several, as a process of its own so that it can be stopped at its limit.
+if [[ ${1:-} == --step ]]; then
+  run "$2"
+  exit
+fi
+
+status=0
+for step in "${@:-${STEPS[@]}}"; do
+  echo "== $step"
+  timeout "$LIMIT" "$SELF" --step "$step" 2>&1 | tee "$OUT/gpu-$step.log"
+  result=${PIPESTATUS[0]}
+  [[ $result == 0 ]] || { echo "== $step: exit status $result" && status=1; }
+done
+exit $status

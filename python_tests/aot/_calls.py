@@ -1,0 +1,67 @@
+"""Calls of the papers' sizes on meta tensors, forward and backward, with every gradient asked for."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from vr_kernels.ops.local_attention import driver
+from vr_kernels.ops.local_attention import op as attention_op
+from vr_kernels.ops.local_cross_attention import blocked, blocked_backward
+from vr_kernels.ops.local_cross_attention import op as cross_attention_op
+
+HEADS, HEAD_DIM, LEVELS, LEVEL_WIDTH, TILES, GRID = 24, 128, 3, 1024, 5, 24
+
+# The window that fills each number of padded slots.
+WINDOWS = {16: (3, 3), 32: (5, 5), 64: (8, 8)}
+
+
+def cross_attention(
+    dtype: torch.dtype, window: tuple[int, int], *, indexed: bool = False, norm: str | None = None, extras: bool = True
+) -> None:
+    """``local_cross_attention`` in the blocks that Triton gets; ``extras``: bias, saliency, the weights' gradient."""
+    empty = functools.partial(torch.empty, dtype=dtype, device="meta")
+    windows = (TILES, GRID // window[0], GRID // window[1])
+    grid = (TILES, windows[1] * window[0], windows[2] * window[1])
+    slots, channels, width = window[0] * window[1], LEVELS * LEVEL_WIDTH, HEADS * HEAD_DIM
+    features = [_hidden_state(grid, dtype) for _ in range(LEVELS)]
+    query, index = empty(*windows, width), None
+    if indexed:
+        query, features = query.flatten(0, 2), [level.flatten(0, 2) for level in features]
+        index = torch.empty(query.shape[0], slots, dtype=torch.int64, device="meta")
+    weights = (empty(width, channels), empty(width, channels))
+    norms = (empty(channels), empty(channels)) if norm else (None, None)
+    others = (empty(HEADS, slots), empty(features[0].shape[:-1])) if extras else (None, None)
+    tensors = (query, features, *weights, index, None, empty(width) if extras else None, *norms, *others)
+    options = (HEADS, 1e-6, norm == "level", False, HEAD_DIM**-0.5)
+    engine = cross_attention_op.ENGINES["triton"]
+    out, attention = blocked.forward(engine, *tensors, *options)
+    needs = [True] * len(blocked_backward.NEEDS)
+    given = (out, attention if extras else None)
+    blocked_backward.backward(engine, *given, *tensors, attention, *options, needs)
+
+
+def attention(dtype: torch.dtype, window: tuple[int, int], *, indexed: bool = False) -> None:
+    """``local_attention`` on given keys and values, a head of them for each head of the query."""
+    heads, width = 16, 64
+    empty = functools.partial(torch.empty, dtype=dtype, device="meta")
+    windows = (TILES, GRID // window[0], GRID // window[1])
+    grid = (TILES, windows[1] * window[0], windows[2] * window[1])
+    query, key, value = empty(*windows, heads, width), empty(*grid, heads, width), empty(*grid, heads, width)
+    index = None
+    if indexed:
+        query, key, value = (tensor.flatten(0, 2) for tensor in (query, key, value))
+        index = torch.empty(query.shape[0], window[0] * window[1], dtype=torch.int64, device="meta")
+    inputs = (query, [key], [value], index, None, None)
+    kernel, scale = attention_op.KERNELS["triton"], width**-0.5
+    out, weights, lse = driver.forward(kernel, *inputs, scale)
+    driver.backward(kernel, out, weights, lse, *inputs, weights, scale, [True] * 5)
+
+
+def _hidden_state(grid: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """An encoder's output without its CLS row: not contiguous."""
+    batch, height, width = grid
+    rows = torch.empty(batch, 1 + height * width, LEVEL_WIDTH, dtype=dtype, device="meta")
+    return rows[:, 1:].unflatten(1, (height, width))

@@ -1,0 +1,91 @@
+"""Every kernel in every shipped configuration, compiled for the GPUs that matter: it fits, and spills no register."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from python_tests.aot import _calls
+from python_tests.aot._compiler import Kernel, compile_launches
+from vr_kernels.ops._triton.configurations import ATTENTION, FEATURE_GRADIENT
+from vr_kernels.ops.local_attention import driver
+from vr_kernels.ops.local_cross_attention import blocked
+
+ARCHITECTURES = [80, 90, 100]  # A100, H100 and H200, B200
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+# Bytes of shared memory that a block may have on the GPUs with least of it (8.6, 8.9, 12.0): what fits there fits all.
+SHARED_LIMIT = 101_376
+
+# Instructions of tensor cores: the oldest, Hopper's for tiles of 64 rows, and Blackwell's.
+TENSOR_CORE = r"mma\.sync|wgmma\.mma_async|tcgen05\.mma"
+
+
+@pytest.fixture(autouse=True)
+def _indices_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (driver, blocked):
+        monkeypatch.setattr(module, "check_index_values", lambda *arguments: None)
+
+
+@functools.cache
+def compiled(architecture: int, call: str, dtype: torch.dtype, slots: int, **options: Any) -> list[Kernel]:
+    run = getattr(_calls, call)
+    return compile_launches(architecture, functools.partial(run, dtype, _calls.WINDOWS[slots], **options))
+
+
+def assert_fits(kernels: list[Kernel], names: set[str]) -> None:
+    assert {kernel.name for kernel in kernels} == names
+    for kernel in kernels:
+        assert kernel.shared_bytes <= SHARED_LIMIT, kernel.name
+        assert kernel.resources["STACK"] == kernel.resources["LOCAL"] == 0, f"{kernel.name}: {kernel.resources}"
+
+
+GRID_KERNELS = {"window_attention_forward", "window_attention_backward", "disjoint_windows"}
+INDEXED_KERNELS = {"window_attention_forward", "window_attention_backward", "overlapping_windows"}
+
+
+def test_both_tables_have_the_same_keys() -> None:
+    assert ATTENTION.keys() == FEATURE_GRADIENT.keys() == {(b, k) for b in DTYPES for k in _calls.WINDOWS}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("itemsize", "slots"), ATTENTION)
+def test_cross_attention_with_everything_fits(itemsize: int, slots: int, architecture: int) -> None:
+    kernels = compiled(architecture, "cross_attention", DTYPES[itemsize], slots, norm="level")
+    assert_fits(kernels, GRID_KERNELS)
+
+
+@pytest.mark.parametrize(("itemsize", "slots"), ATTENTION)
+def test_overlapping_windows_fit(itemsize: int, slots: int) -> None:
+    assert_fits(compiled(90, "cross_attention", DTYPES[itemsize], slots, indexed=True, norm="all"), INDEXED_KERNELS)
+
+
+@pytest.mark.parametrize(("itemsize", "slots"), ATTENTION)
+def test_plain_attention_fits(itemsize: int, slots: int) -> None:
+    assert_fits(compiled(90, "attention", DTYPES[itemsize], slots), GRID_KERNELS)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_float16_features_in_float32_blocks_fit(architecture: int) -> None:
+    assert_fits(compiled(architecture, "cross_attention", torch.float16, 16, extras=False), GRID_KERNELS)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_uses_tensor_cores_and_copies_16_bytes_ahead(architecture: int) -> None:
+    for kernel in compiled(architecture, "cross_attention", torch.bfloat16, 16, extras=False):
+        assert kernel.count(TENSOR_CORE) > 0, kernel.name
+        if kernel.name.startswith("window_attention"):
+            # Query and features of three levels, and the features again, each with the copies that fill its pipeline.
+            assert kernel.count(r"cp\.async\.cg\.shared\.global [^;]*, 0x10,") >= 3 * 3, kernel.name
+        assert kernel.count(r"st\.global\S*\.v4") > 0, kernel.name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_float32_is_never_rounded_to_tf32(architecture: int) -> None:
+    for kernel in compiled(architecture, "cross_attention", torch.float32, 16, norm="level"):
+        assert kernel.count("tf32") == 0, kernel.name
+        assert kernel.count(TENSOR_CORE) == 0, kernel.name
+        assert kernel.count(r"fma\.rn\.f32") > 0, kernel.name

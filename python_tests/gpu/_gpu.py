@@ -1,0 +1,50 @@
+"""What the tests on a GPU share: the backends to try there, and calls drawn on the CPU and run on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from python_tests._cases import Call
+from python_tests._operators import SUBJECTS, Subject
+from vr_kernels.ops._dispatch import Request, operators
+from vr_kernels.ops._windows import Windows
+
+# The kernels written for GPUs: no call chooses one by itself before it is measured.
+KERNELS = ["triton", "cuda"]
+
+# (operator, backend), for what holds of both operators and of every kernel.
+RUNS = [pytest.param(subject, backend, id=f"{subject.name}-{backend}") for subject in SUBJECTS for backend in KERNELS]
+
+
+def need(subject: Subject, backend: str) -> None:
+    """Skip, in the backend's own words, where it cannot run on this GPU."""
+    operator = next(operator for operator in operators() if operator.name == subject.name)
+    request = Request(Windows((1, 1, 1), (1, 2, 2), (2, 2), 4), "cuda", torch.float32, 1, 1)
+    reason = next(candidate for candidate in operator.backends if candidate.name == backend).refuses(request)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def moved(call: Call, device: str = "cuda") -> Call:
+    """The call with all its tensors on ``device``."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, list):
+            return [move(item) for item in value]
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return {name: move(value) for name, value in call.items()}
+
+
+def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` for tensors of the CPU, computed on the GPU; gradients come back the same way."""
+
+    def run(**call: Any) -> tuple[Tensor, ...]:
+        return tuple(output.cpu() for output in function(**moved(call)))
+
+    return run

@@ -1,0 +1,51 @@
+"""The same call gives the same bits 250 times, and every number of a result is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from python_tests._errors import evaluate, random_cotangents
+from python_tests._operators import Subject
+from python_tests.gpu._gpu import RUNS, moved, need
+
+pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("indexed", [False, True])]
+
+REPEATS = 250
+
+
+@pytest.fixture
+def _deterministic() -> Iterator[None]:
+    """torch's own sums deterministic, and ``torch.empty`` full of NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("subject", "backend"), RUNS)
+def test_250_repeats_are_bitwise_equal(subject: Subject, backend: str, dtype: torch.dtype, indexed: bool) -> None:
+    need(subject, backend)
+    # Windows of the index share rows. The gradient of a saliency is left to torch, which sums it with atomics.
+    call = moved(subject.call(dtype=dtype, indexed=indexed, batch=4, windows=(8, 8), window=(3, 3), bias="shared"))
+    function = subject.run(backend)
+    cotangents = [cotangent.cuda() for cotangent in random_cotangents(function, call)]
+    first = evaluate(function, call, cotangents)
+    for _ in range(REPEATS):
+        for name, tensor in evaluate(function, call, cotangents).items():
+            assert torch.equal(tensor, first[name]), name
+
+
+@pytest.mark.usefixtures("_deterministic")
+@pytest.mark.parametrize(("subject", "backend"), RUNS)
+def test_nan_in_fresh_memory_never_shows(subject: Subject, backend: str, indexed: bool) -> None:
+    need(subject, backend)
+    saliency = True if subject.name == "local_attention" else "value"
+    call = moved(subject.call(indexed=indexed, bias="per window", saliency=saliency))
+    function = subject.run(backend)
+    result = evaluate(function, call, [cotangent.cuda() for cotangent in random_cotangents(function, call)])
+    for name, tensor in result.items():
+        assert not tensor.isnan().any(), name

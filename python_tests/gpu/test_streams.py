@@ -1,0 +1,69 @@
+"""Kernels run on the current stream, in its order, and can be captured in a CUDA graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from python_tests._cases import Call, map_tensors
+from python_tests._operators import Subject
+from python_tests.gpu._gpu import RUNS, moved, need
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.parametrize("indexed", [False, True]),
+    pytest.mark.parametrize(("subject", "backend"), RUNS),
+]
+
+
+def overwritten(call: Call) -> Call:
+    """Buffers like the call's tensors, full of NaN."""
+    return map_tensors(call, lambda tensor: torch.full_like(tensor, torch.nan))
+
+
+def fill(buffers: Any, values: Any) -> None:
+    """The floating tensors of ``values`` into those of ``buffers``."""
+    if isinstance(buffers, list):
+        for buffer, value in zip(buffers, values, strict=True):
+            fill(buffer, value)
+    elif isinstance(buffers, torch.Tensor) and buffers.is_floating_point():
+        buffers.copy_(values)
+
+
+def test_a_kernel_waits_for_its_own_stream(subject: Subject, backend: str, indexed: bool) -> None:
+    need(subject, backend)
+    call = moved(subject.call(indexed=indexed))
+    function = subject.run(backend)
+    expected = function(**call)
+    buffers = overwritten(call)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # a tenth of a second: another stream would read NaN by then
+        for name in call:
+            fill(buffers[name], call[name])
+        result = function(**buffers)
+    stream.synchronize()
+    for got, wanted in zip(result, expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_a_cuda_graph_replays_with_new_numbers(subject: Subject, backend: str, indexed: bool) -> None:
+    need(subject, backend)
+    call = moved(subject.call(indexed=indexed))
+    function = subject.run(backend)
+    expected = function(**call)  # compiles, and allocates what is kept
+    buffers = map_tensors(call, lambda tensor: tensor.clone())
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = function(**buffers)
+    for name, value in overwritten(call).items():
+        fill(buffers[name], value)
+    for name in call:
+        fill(buffers[name], call[name])
+    graph.replay()
+    torch.cuda.synchronize()
+    for got, wanted in zip(captured, expected, strict=True):
+        assert torch.equal(got, wanted)
