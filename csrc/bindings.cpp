@@ -13,6 +13,7 @@
 #include "cpu/local_attention.h"
 
 #if defined(VR_KERNELS_CUDA)
+#include "bindings_cuda.h"
 #include "cuda/probe.h"
 #endif
 
@@ -265,6 +266,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &vr::cpu::set_isa, py::arg("name"), "Uses a lower instruction set, or returns to a higher one.");
   m.def("build_info", &vr::build_info, "What this module was built with and for.");
 #if defined(VR_KERNELS_CUDA)
+  vr::bind_cuda(m);
   m.def("cuda_probe", &vr::cuda_probe, "Launches one trivial kernel; raises RuntimeError with the driver's words.");
 #endif
 }

@@ -62,6 +62,8 @@ message(STATUS "vr_kernels: building CUDA kernels for ${code}")
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
 add_library(vr_kernels_cuda OBJECT ${cuda_sources})
 target_include_directories(vr_kernels_cuda PUBLIC csrc)
+target_compile_options(vr_kernels_cuda PRIVATE -Xcompiler=-Wall,-Wextra)
+target_sources(_C PRIVATE csrc/bindings_cuda.cpp)
 target_compile_definitions(vr_kernels_cuda PUBLIC
   VR_KERNELS_CUDA
   VR_KERNELS_CUDA_ARCHITECTURES="${code}"

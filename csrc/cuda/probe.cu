@@ -1,8 +1,6 @@
-#include <cuda_runtime.h>
-
 #include <cstdio>
-#include <string>
 
+#include "cuda/error.h"
 #include "cuda/probe.h"
 
 namespace vr::cuda {
@@ -27,39 +25,6 @@ cudaError_t run_kernel() {
   return error;
 }
 
-std::string device_architecture() {
-  int device = 0, major = 0, minor = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return "sm_" + std::to_string(major) + std::to_string(minor);
-}
-
-std::string version_name(int version) {
-  return "CUDA " + std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
-
-// The runtime reports a missing and an old driver as one error, and they call for different remedies.
-std::string driver_problem() {
-  int version = 0;
-  cudaDriverGetVersion(&version);
-  if (version == 0) return "no CUDA driver is installed";
-  return "the driver supports " + version_name(version) + ", this build needs " + version_name(CUDART_VERSION);
-}
-
-std::string explanation(cudaError_t error) {
-  switch (error) {
-    case cudaErrorInsufficientDriver:
-      return driver_problem();
-    case cudaErrorNoDevice:
-      return "no CUDA device is visible";
-    case cudaErrorNoKernelImageForDevice:
-      return "this build has code for " VR_KERNELS_CUDA_ARCHITECTURES ", the device is " + device_architecture();
-    default:
-      return cudaGetErrorString(error);
-  }
-}
-
 }  // namespace
 
 int probe(char* message, size_t size) {
@@ -67,7 +32,7 @@ int probe(char* message, size_t size) {
   if (error == cudaSuccess) {
     std::snprintf(message, size, "the device, %s, runs this build's kernels", device_architecture().c_str());
   } else {
-    std::snprintf(message, size, "%s (%s, %d)", explanation(error).c_str(), cudaGetErrorName(error), error);
+    std::snprintf(message, size, "%s", explanation(error).c_str());
   }
   return error;
 }

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def readers_of_rows(window_index: Tensor, row_count: int) -> tuple[Tensor, Tensor]:
-    """(N, K) index of rows -> the numbers window * K + slot ordered by the row they read, and each row's first (M + 1,).
+    """The numbers window * K + slot of an (N, K) index, ordered by the row they read, and each row's first (M + 1,).
 
-    Row m's readers are ``readers[first[m]:first[m + 1]]``, in rising order. Absent slots and rows outside the table come
-    after the last row's.
+    Row m's readers are ``readers[first[m]:first[m + 1]]``, in rising order. Absent slots and rows outside the table
+    come after the last row's.
 
     >>> readers, first = readers_of_rows(torch.tensor([[1, 0], [-1, 1]]), 3)
     >>> [readers[start:end].tolist() for start, end in zip(first, first[1:])]

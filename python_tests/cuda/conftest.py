@@ -1,0 +1,75 @@
+"""The CUDA kernels' own source on a CPU: csrc/cuda compiled as C++ against the machine in twin/, as backend "twin"."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pybind11
+import pytest
+from torch import Tensor
+
+from vr_kernels.ops import _native
+from vr_kernels.ops._cuda import CudaKernel
+from vr_kernels.ops._dispatch import Backend
+from vr_kernels.ops.local_attention import op as attention
+from vr_kernels.ops.local_cross_attention import op as cross_attention
+
+CSRC = Path(__file__).parents[2] / "csrc"
+TWIN = Path(__file__).parent / "twin"
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The module _twin, with the sanitizers where vr_kernels._C has them."""
+    output = tmp_path_factory.mktemp("twin") / "_twin.so"
+    kernels = sorted(CSRC.glob("cuda/local_attention_*.cu"))
+    sources = [*kernels, CSRC / "bindings_cuda.cpp", *TWIN.glob("*.cpp")]
+    # Headers of the same name are found in twin/ first. A GPU contracts a * b + c as well.
+    includes = [f"-I{path}" for path in (TWIN, CSRC, pybind11.get_include(), sysconfig.get_path("include"))]
+    flags = ["-std=c++17", "-O1", "-ffp-contract=fast", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    flags += ["-Werror", "-Wno-unknown-pragmas"]
+    if _native.module().build_info()["sanitizer"]:
+        flags += SANITIZERS
+    compiler = os.environ.get("CXX", "c++")
+    subprocess.run([compiler, *flags, *includes, "-x", "c++", *sources, "-o", output], check=True)
+    spec = importlib.util.spec_from_file_location("_twin", output)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TwinKernel(CudaKernel):
+    """The CUDA backend, with the twin in place of the GPU."""
+
+    def __init__(self, twin: Any) -> None:
+        self.twin = twin
+
+    def library(self) -> Any:
+        return self.twin
+
+    def stream(self, tensor: Tensor) -> tuple[int, int]:
+        return 0, 0
+
+
+@pytest.fixture
+def _twin_backend(twin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = TwinKernel(twin)
+    monkeypatch.setitem(attention.KERNELS, "twin", kernel)
+    engine = dataclasses.replace(cross_attention.ENGINES["cuda"], kernel=kernel)
+    monkeypatch.setitem(cross_attention.ENGINES, "twin", engine)
+    for name in ("local_attention", "local_cross_attention"):
+        module = sys.modules[f"vr_kernels.ops.{name}"]  # the package's attribute of that name is the function
+        operator = dataclasses.replace(module.OPERATOR, backends=(*module.OPERATOR.backends, Backend("twin")))
+        monkeypatch.setattr(module, "OPERATOR", operator)
+    twin.set_order(0)
+    twin.set_shared_memory(100_000)

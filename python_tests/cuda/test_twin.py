@@ -1,0 +1,162 @@
+"""The CUDA kernels on the CPU's twin of a GPU: tiles, tails, softmax, gradients and the inverse index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import vr_kernels
+from python_tests import _matrix
+from python_tests._cases import DTYPES, Call, attention_call, cross_attention_call
+from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
+from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, SUBJECTS, Subject
+from python_tests.cuda import _shapes
+
+pytestmark = pytest.mark.usefixtures("_twin_backend")
+
+DRAW = {"local_attention": _shapes.draw_attention, "local_cross_attention": _shapes.draw_cross_attention}
+SHAPES = 340  # of each operator and dtype: two thousand together
+KEY_BIAS = ["d key_bias"]  # exactly zero, of which stock PyTorch keeps what rounding leaves
+
+# The least that a block takes of shared memory, half of what an sm_120 has, and of an sm_90.
+SHARED_MEMORY = [0, 50_000, 113_000]
+
+
+@pytest.fixture
+def _poisoned() -> Iterator[None]:
+    """torch.empty gives NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_random_shapes_strides_and_rings_obey_the_error_rule(twin: Any, subject: Subject, dtype: torch.dtype) -> None:
+    seeds = iter(range(4 * SHAPES))
+
+    def run(**call: Any) -> Any:
+        seed = next(seeds)
+        twin.set_order(seed)
+        twin.set_shared_memory(SHARED_MEMORY[seed % 3])
+        return subject.run("twin")(**_shapes.strided(call, seed))
+
+    reference = subject.run("reference")
+    draw = DRAW[subject.name]
+    assert_obeys_the_error_rule(run, reference, reference, lambda seed: draw(seed, dtype), draws=SHAPES, skip=KEY_BIAS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("direction", _matrix.DIRECTIONS)
+def test_the_coverage_matrix_holds(direction: str, dtype: torch.dtype) -> None:
+    cells = [cell for cell in _matrix.cells() if (cell.direction, _matrix.DTYPES[cell.dtype]) == (direction, dtype)]
+    assert cells
+    for cell in cells:
+        _matrix.check(cell, "twin")
+
+
+EVERYTHING: list[tuple[Subject, Call]] = [
+    (LOCAL_ATTENTION, attention_call(indexed=True, heads=34, kv_heads=2, width=136, bias="shared", saliency=True)),
+    (LOCAL_ATTENTION, attention_call(dtype=torch.bfloat16, width=(300, 65, 8), kv_heads=1, saliency=True)),
+    (
+        LOCAL_CROSS_ATTENTION,
+        cross_attention_call(heads=18, widths=(130, 64, 9), norm="level", saliency="value", bias="per window"),
+    ),
+    (
+        LOCAL_CROSS_ATTENTION,
+        cross_attention_call(dtype=torch.bfloat16, indexed=True, heads=18, widths=(130, 64, 300), norm="all"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("subject", "call"), EVERYTHING)
+def test_no_bit_depends_on_the_order_of_threads_and_blocks(twin: Any, subject: Subject, call: Call) -> None:
+    function = subject.run("twin")
+    cotangents = random_cotangents(function, call)
+
+    def results(order: int) -> dict[str, torch.Tensor]:
+        twin.set_order(order)
+        return evaluate(function, call, cotangents)
+
+    first = results(0)
+    for order in range(1, 12):
+        for name, tensor in results(order).items():
+            assert torch.equal(tensor, first[name]), name
+
+
+@pytest.mark.parametrize(("subject", "call"), EVERYTHING)
+def test_results_are_the_same_however_much_shared_memory_there_is(twin: Any, subject: Subject, call: Call) -> None:
+    function = subject.run("twin")
+    cotangents = random_cotangents(function, call)
+    results = []
+    for size in SHARED_MEMORY:
+        twin.set_shared_memory(size)
+        results.append(evaluate(function, call, cotangents))
+    for other in results[1:]:
+        for name, tensor in other.items():
+            assert torch.equal(tensor, results[0][name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_papers_shape_obeys_the_error_rule(dtype: torch.dtype) -> None:
+    # v2's window of 3x3 and three levels of 1024, for one row of windows and 24 heads.
+    assert_obeys_the_error_rule(
+        LOCAL_CROSS_ATTENTION.run("twin"),
+        LOCAL_CROSS_ATTENTION.run("reference"),
+        LOCAL_CROSS_ATTENTION.run("reference"),
+        lambda seed: cross_attention_call(
+            seed, dtype=dtype, batch=1, windows=(1, 2), window=(3, 3), heads=24, head_dim=128, widths=(1024,) * 3
+        ),
+        draws=1,
+    )
+
+
+@pytest.mark.parametrize("slots", [1, 8, 9, 16, 17, 32, 33, 63, 64])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_padding_of_the_slots_obeys_the_error_rule(slots: int, dtype: torch.dtype) -> None:
+    assert_obeys_the_error_rule(
+        LOCAL_ATTENTION.run("twin"),
+        LOCAL_ATTENTION.run("reference"),
+        LOCAL_ATTENTION.oracle,
+        lambda seed: attention_call(seed, dtype=dtype, batch=1, window=(1, slots), width=40, bias="shared"),
+        norms=["root_mean_square"],
+    )
+
+
+@pytest.mark.parametrize("norm", [None, "level"])
+def test_the_largest_block_fits_the_smallest_device(twin: Any, norm: str | None) -> None:
+    twin.set_shared_memory(0)  # the twin ends the process where a block then takes more than any device has
+    sizes = {"batch": 1, "windows": (1, 1), "window": (8, 8)}
+    attention = attention_call(**sizes, kv_heads=1, width=(65,) * 8, value_width=200)
+    cross = cross_attention_call(**sizes, widths=(65,) * 8, norm=norm)
+    for subject, call in ((LOCAL_ATTENTION, attention), (LOCAL_CROSS_ATTENTION, cross)):
+        evaluate(subject.run("twin"), call, random_cotangents(subject.run("reference"), call))
+
+
+def test_windows_of_no_slot_give_zeros() -> None:
+    call = attention_call(indexed=True, window=(1, 1))
+    call["window_index"] = call["window_index"][:, :0]
+    out, lse, attention = LOCAL_ATTENTION.run("twin")(**call)
+    assert torch.equal(out, torch.zeros_like(call["query"]))
+    assert torch.equal(lse, torch.full(call["query"].shape[:2], -torch.inf))
+    assert attention.shape[-1] == 0
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_bad_feature_spoils_the_windows_that_read_it_and_no_other(dtype: torch.dtype, poison: float) -> None:
+    call = attention_call(dtype=dtype, batch=1, windows=(2, 2), window=(2, 2), heads=3, kv_heads=1, width=24)
+    call["key"][0, 0, 3] = poison  # read by window (0, 1) alone
+    out = vr_kernels.local_attention(**call, backend="twin")
+    assert out[0, 0, 1].isnan().any(-1).all()
+    out[0, 0, 1] = 0
+    assert out.isfinite().all()
+
+
+def test_more_levels_than_the_kernels_hold_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="9 levels; the kernels take up to 8"):
+        vr_kernels.local_attention(**attention_call(kv_heads=1, width=(1,) * 9), backend="twin")

@@ -1,0 +1,143 @@
+"""``WindowKernel`` by csrc/cuda, and the calls that it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vr_kernels.ops import _native
+from vr_kernels.ops._dispatch import Request
+from vr_kernels.ops._inverse_index import readers_of_rows
+from vr_kernels.ops._native import _address, _rows, _struct
+from vr_kernels.ops._window_kernel import WindowProblem, unit_inner
+
+LARGEST_WINDOW = 64  # csrc/cuda/local_attention.h: kMaxSlots
+
+
+def refuses(request: Request) -> str | None:
+    """Why the CUDA kernels cannot run a call."""
+    if request.device != "cuda":
+        return f"the CUDA kernels take CUDA tensors, these are on {request.device}"
+    if request.dtype not in _native.DTYPE_CODES:
+        return f"the CUDA kernels take float32, bfloat16 and float16, not {request.dtype}"
+    if request.windows.slots > LARGEST_WINDOW:
+        return f"the CUDA kernels take windows of up to {LARGEST_WINDOW} keys, these have {request.windows.slots}"
+    if request.wrapped is not None:
+        return f"the CUDA kernels read plain tensors, and a weight is a {request.wrapped}"
+    return _unavailable()
+
+
+def experimental(request: Request) -> str | None:
+    """Why no call chooses CUDA C++ by itself: a GPU backend is preferred only where a measurement says that it wins."""
+    return "experimental: never measured on a GPU"
+
+
+def _unavailable() -> str | None:
+    """Why this build cannot serve the current device, or None. A traced graph takes the answer of its first trace."""
+    missing = _native.unavailable()
+    if missing is not None:
+        return missing
+    build = _native.module().build_info()
+    if not build["cuda"]:
+        return "vr_kernels._C was built without a CUDA compiler; reinstall vr-kernels where nvcc is on PATH"
+    if torch.cuda.is_available():
+        return lacks_architecture(torch.cuda.get_device_capability(), build["cuda_architectures"])
+    return None
+
+
+# What torch.compiler.assume_constant_result does; calling it would import the compiler along with this package.
+_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def lacks_architecture(capability: tuple[int, int], architectures: Iterable[str]) -> str | None:
+    """Why code for ``architectures`` (nvcc's names: sm_90 is machine code, compute_90 PTX) cannot run, or None.
+
+    Machine code runs on its own major version from its own minor one on, PTX on everything newer; what is specific to
+    one architecture (sm_90a) there alone.
+    """
+    device = "sm_{}{}".format(*capability)
+    names = list(architectures)
+    for name in names:
+        kind, major, minor, specific = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name).groups()  # type: ignore[union-attr]
+        built = (int(major), int(minor))
+        if capability == built:
+            return None
+        if not specific and capability > built and (kind == "compute" or capability[0] == built[0]):
+            return None
+    return f"vr_kernels._C has code for {', '.join(names)}, and the device is {device}"
+
+
+class CudaKernel:
+    """``WindowKernel`` by csrc/cuda, queued on the current stream of the tensors' device."""
+
+    def library(self) -> Any:
+        """The module that holds the kernels."""
+        return _native.module()
+
+    def stream(self, tensor: Tensor) -> tuple[int, int]:
+        """Device index and stream handle."""
+        return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
+
+    def forward(
+        self, problem: WindowProblem, query: Tensor, out: Tensor, attention: Tensor, lse: Tensor | None
+    ) -> None:
+        problem = _readable(problem)
+        rows = map(_rows, (query, out, attention, lse))
+        self.library().cuda_local_attention_forward(_struct(problem, query), *rows, self.stream(query))
+
+    def backward(
+        self,
+        problem: WindowProblem,
+        grad_out: Tensor,
+        attention: Tensor,
+        grad_attention: Tensor | None,
+        grad_lse: Tensor | None,
+        value_constant: Tensor | None,
+        grad_scores: Tensor,
+        grad_query: Tensor | None,
+        pooled: Tensor | None,
+        grad_slots: Tensor | None,
+    ) -> None:
+        problem = _readable(problem)
+        slot_products = None if grad_slots is None else torch.empty_like(grad_scores)
+        given = (grad_out, attention, grad_attention, grad_lse, value_constant)
+        made = (grad_scores, grad_query, pooled, slot_products)
+        self.library().cuda_local_attention_backward(
+            _struct(problem, grad_out), *map(_rows, given), *map(_rows, made), self.stream(grad_out)
+        )
+        if grad_slots is not None and slot_products is not None:
+            grad_slots += slot_products.sum(1)
+
+    def feature_gradient(
+        self,
+        problem: WindowProblem,
+        query: Tensor,
+        grad_out: Tensor,
+        attention: Tensor,
+        grad_scores: Tensor,
+        grad_keys: Tensor,
+        grad_values: Tensor | None,
+    ) -> None:
+        problem = _readable(problem)
+        index = problem.index_of_block()
+        readers = (None, None) if index is None else readers_of_rows(index, problem.windows.row_count)
+        given = (query, grad_out, attention, grad_scores)
+        self.library().cuda_local_attention_feature_gradient(
+            _struct(problem, query),
+            *map(_rows, given),
+            _address(grad_keys),
+            _address(grad_values),
+            (_address(readers[0]), _address(readers[1])),
+            self.stream(query),
+        )
+
+
+def _readable(problem: WindowProblem) -> WindowProblem:
+    """Levels with adjacent channels: the kernels read sixteen bytes at a time."""
+    keys, values = ([unit_inner(level) for level in levels] for levels in (problem.keys, problem.values))
+    return replace(problem, keys=keys, values=values)
