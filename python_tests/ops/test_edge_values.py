@@ -53,6 +53,18 @@ def test_a_bias_of_minus_infinity_is_an_absent_key(subject: Subject, backend: st
 
 
 @runs
+@pytest.mark.parametrize("value", [1e30, torch.inf, torch.nan])
+def test_the_bias_of_an_absent_key_does_not_matter(subject: Subject, backend: str, value: float) -> None:
+    call = full(subject, indexed=True)
+    absent = (call["window_index"] == -1)[:, None, :]
+    other = call | {"attention_bias": call["attention_bias"].masked_fill(absent, value)}
+    function = subject.run(backend)
+    cotangents = random_cotangents(function, call)
+    expected, result = evaluate(function, call, cotangents), evaluate(function, other, cotangents)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+@runs
 def test_a_bias_of_minus_infinity_everywhere_returns_zeros(subject: Subject, backend: str) -> None:
     call = full(subject)
     call["attention_bias"] = torch.full_like(call["attention_bias"], -torch.inf)

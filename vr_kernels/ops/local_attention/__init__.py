@@ -60,6 +60,7 @@ def local_attention(
         TypeError: an argument that is no tensor, or of another dtype than allowed.
         RuntimeError: forward-mode or second differentiation outside ``backend="reference"``.
 
+    >>> import torch
     >>> query, key = torch.randn(1, 2, 2, 4, 8), torch.randn(1, 6, 6, 1, 8)  # 2x2 windows of 3x3 keys
     >>> local_attention(query, key).shape
     torch.Size([1, 2, 2, 4, 8])

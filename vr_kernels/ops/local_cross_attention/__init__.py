@@ -85,6 +85,7 @@ def local_cross_attention(
         TypeError: an argument that is no tensor, or of another dtype than allowed.
         RuntimeError: forward-mode or second differentiation of the compiled backends.
 
+    >>> import torch
     >>> levels = [torch.randn(1, 6, 6, 32) for _ in range(3)]  # three encoder levels
     >>> query, w_k, w_v = torch.randn(1, 2, 2, 64), torch.randn(64, 96), torch.randn(64, 96)
     >>> local_cross_attention(query, levels, w_k, w_v, num_heads=4).shape  # 2x2 tokens, windows of 3x3
