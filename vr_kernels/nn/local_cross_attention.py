@@ -251,11 +251,12 @@ class LocalCrossAttention(nn.Module):
                     f"{name}: {attribute} is a {type(value).__name__}; only a plain Parameter can be folded"
                 )
         if before is not None:
-            self.query_proj = compose(name, "before", plain_linear(name, "before", before), query_proj)
-            self.query_dim = before.in_features
+            query_proj = compose(name, "before", plain_linear(name, "before", before), query_proj)
         if after is not None:
-            self.out_proj = compose(name, "after", out_proj, plain_linear(name, "after", after))
-            self.out_dim = after.out_features
+            out_proj = compose(name, "after", out_proj, plain_linear(name, "after", after))
+        # Nothing has been changed so far, and nothing below can be refused.
+        self.query_proj, self.query_dim = query_proj, query_proj.in_features
+        self.out_proj, self.out_dim = out_proj, out_proj.out_features
         self.key_bias = None
         # With saliency on the feature LayerNorm's shift is scaled too, which no value bias expresses: it stays.
         if self.norm_weight is not None and self.saliency_on == "value":

@@ -118,6 +118,10 @@ class Arguments:
             allowed = " or ".join(f"{shape}" for shape in shapes)
             raise self.error(f"{name} has shape {got.shape}; it must be {allowed}")
 
+    def number(self, name: str, value: Any) -> None:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat))):
+            raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a number or None")
+
     def levels(self, name: str, values: Sequence[Any], query: Signature) -> list[Signature]:
         """Levels, which share all sizes but the last."""
         if not values:
@@ -133,12 +137,20 @@ class Arguments:
                     "all levels must share one grid"
                 )
             levels.append(level)
+        for i, level in enumerate(levels):
+            if not level.shape or level.shape[-1] == 0:
+                level_name = name if len(values) == 1 else f"{name}[{i}]"
+                raise self.error(f"{level_name} has width 0; it must be at least 1")
         return levels
 
 
 def check_index_values(operator: str, window_index: Tensor | None, rows: int) -> None:
-    """Refuse a window_index that points outside the feature rows. Reads data: for CPU tensors, outside traced code."""
-    if window_index is None or window_index.numel() == 0:
+    """Refuse a window_index that points outside the feature rows. Reads data: plain CPU tensors outside traced code only."""
+    if window_index is None or window_index.numel() == 0 or window_index.device.type != "cpu":
+        return
+    if torch.compiler.is_compiling() or type(window_index) is not Tensor:
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(window_index):
         return
     low, high = torch.aminmax(window_index)
     if int(low) >= -1 and int(high) < rows:

@@ -67,7 +67,8 @@ class Operator:
             for backend in self.backends:
                 if backend.refuses(request) is None and backend.passed_over(request) is None:
                     return backend.name
-            raise ValueError(f"{self.name}: no backend can run this call\n{self.explain(request, None)}")
+            reasons = "; ".join(f"{backend}: {reason}" for backend, reason in self.reasons(request, None).items())
+            raise ValueError(f"{self.name}: no backend can run this call by itself: {reasons}")
         known = {backend.name: backend for backend in self.backends}
         if name not in known:
             raise ValueError(f"{self.name}: backend is {name!r}; it must be None or one of {', '.join(known)}")
@@ -92,8 +93,7 @@ class Operator:
         return reasons
 
     def explain(self, request: Request, name: str | None) -> Explanation:
-        able = [b.name for b in self.backends if b.refuses(request) is None]
-        chosen = self.select(request, name) if able else "none"
+        chosen = self.select(request, name)
         return Explanation(self.name, chosen, self.reasons(request, chosen))
 
 

@@ -88,7 +88,8 @@ def gather_windows(features: Tensor, windows: Windows, window_index: Tensor | No
         if windows.row_count == 0:  # nothing to read: every slot is absent
             return features.new_zeros(windows.count, windows.slots, *trailing), torch.zeros_like(present)
         index = window_index.clamp(min=0).to(torch.int64)  # (N, K)
-        return features[index], present
+        absent = ~present.view(*present.shape, *[1] * len(trailing))
+        return features[index].masked_fill(absent, 0), present  # a NaN in row 0 must not come in by an absent slot
     batch, n_h, n_w = windows.leading
     s_h, s_w = windows.window
     grid = features.reshape(batch, n_h, s_h, n_w, s_w, *trailing)

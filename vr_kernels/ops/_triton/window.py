@@ -38,17 +38,21 @@ def locate_slots(
 
     The indexed form has image = row. A number that is no row is an absent slot, and is never read.
     """
-    i_slot = tl.arange(0, BLOCK_K)
+    i_slot = tl.arange(0, BLOCK_K).to(tl.int64)
     m_slot = i_slot < SLOTS
     i_zero = tl.zeros_like(i_slot)
     if p_index is not None:
         i_row = tl.load(p_index + i_window * SLOTS + i_slot, mask=m_slot, other=-1).to(tl.int64)
-        return i_row, (i_row, i_zero, i_zero), m_slot & (i_row >= 0) & (i_row < row_count)
-    i_place = first_window + i_window
-    i_image = i_place // n_w // n_h + i_zero
-    i_y = i_place // n_w % n_h * S_H + i_slot // S_W
-    i_x = i_place % n_w * S_W + i_slot % S_W
-    return (i_image * n_h * S_H + i_y) * n_w * S_W + i_x, (i_image, i_y, i_x), m_slot
+        m_slot = m_slot & (i_row >= 0) & (i_row < row_count)
+        place = (i_row, i_zero, i_zero)
+    else:
+        i_place = first_window + i_window
+        i_image = i_place // n_w // n_h + i_zero
+        i_y = i_place // n_w % n_h * S_H + i_slot // S_W
+        i_x = i_place % n_w * S_W + i_slot % S_W
+        i_row = (i_image * n_h * S_H + i_y) * n_w * S_W + i_x
+        place = (i_image, i_y, i_x)
+    return i_row, place, m_slot
 
 
 @triton.jit

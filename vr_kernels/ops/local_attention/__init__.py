@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vr_kernels.ops import _cuda, _native
-from vr_kernels.ops._arguments import Arguments, remember, signatures
+from vr_kernels.ops._arguments import Arguments, check_index_values, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._registration import cast_for_autocast
 from vr_kernels.ops._triton import support
@@ -65,7 +65,7 @@ def local_attention(
     >>> local_attention(query, key).shape
     torch.Size([1, 2, 2, 4, 8])
     """
-    shared = not isinstance(key, Tensor) and isinstance(key, (list, tuple))
+    shared = isinstance(key, (list, tuple))
     keys: list[Tensor] = [*key] if shared else [key]  # type: ignore[list-item]
     query, keys, value = cast_for_autocast(query, keys, value)
     given = signatures(query, value, window_index, attention_bias, saliency, *keys)
@@ -74,6 +74,7 @@ def local_attention(
         keys = [level.unsqueeze(-2) for level in keys]
     values = [] if value is None else [value]
     if chosen == "reference":
+        check_index_values("local_attention", window_index, request.windows.row_count)
         out, attention, lse = reference.local_attention(
             query,
             keys,
@@ -151,6 +152,7 @@ def _check(given: tuple[Any, ...], shared: bool) -> Request:
 @remember
 def _plan(given: tuple[Any, ...], shared: bool, scale: float | None, backend: str | None) -> tuple[Request, str, float]:
     request = _check(given, shared)
+    Arguments("local_attention").number("scale", scale)
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(request.channels) if scale is None else scale
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vr_kernels.ops._arguments import Arguments, remember, signatures
+from vr_kernels.ops._arguments import Arguments, check_index_values, remember, signatures
 from vr_kernels.ops._dispatch import Operator, Request, register
 from vr_kernels.ops._registration import cast_for_autocast, wrapped
 from vr_kernels.ops._windows import windows_of
@@ -91,14 +91,15 @@ def local_cross_attention(
     >>> local_cross_attention(query, levels, w_k, w_v, num_heads=4).shape  # 2x2 tokens, windows of 3x3
     torch.Size([1, 2, 2, 64])
     """
-    levels = [features] if isinstance(features, Tensor) else [*features]
+    levels = [*features] if isinstance(features, (list, tuple)) else [features]
     query, levels, key_weight, value_weight = cast_for_autocast(query, levels, key_weight, value_weight)
     biases = (key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
     given = signatures(query, key_weight, value_weight, window_index, *biases, *levels)
     request, chosen, scale = _plan(
-        given, wrapped(key_weight, value_weight), num_heads, norm_groups, saliency_on, scale, backend
+        given, wrapped(key_weight, value_weight), num_heads, norm_groups, saliency_on, norm_eps, scale, backend
     )
     if chosen in COMPOSITE:
+        check_index_values("local_cross_attention", window_index, request.windows.row_count)
         out, attention = COMPOSITE[chosen](
             query,
             levels,
@@ -199,10 +200,14 @@ def _plan(
     num_heads: int,
     norm_groups: str,
     saliency_on: str,
+    norm_eps: float,
     scale: float | None,
     backend: str | None,
 ) -> tuple[Request, str, float]:
     request = _check(given, subclass, num_heads, norm_groups, saliency_on)
+    arguments = Arguments("local_cross_attention")
+    arguments.number("scale", scale)
+    arguments.number("norm_eps", norm_eps)
     head_dim = given[0][0][-1] // num_heads
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(head_dim) if scale is None else scale
 

@@ -59,7 +59,7 @@ class Call:
     def heads(self) -> int:
         return self.query.shape[1]
 
-    def blocks(self) -> Iterator[list[Block]]:
+    def blocks(self) -> Iterator[tuple[slice, list[Block]]]:
         """Groups of heads outside, queries inside: a group's weights stay in cache while its queries pass.
 
         All queries of as many heads as fit, since queries that are split cost a sum of weight gradients.
@@ -70,7 +70,7 @@ class Call:
         queries = _even_step(count, max(1, engine.block_bytes * count // (bytes_a_head * heads)))
         for h in range(0, self.heads, heads):
             group = slice(h, min(h + heads, self.heads))
-            yield [Block(group, slice(n, min(n + queries, count))) for n in range(0, count, queries)]
+            yield group, [Block(group, slice(n, min(n + queries, count))) for n in range(0, count, queries)]
 
     def of_block(self, block: Block) -> WindowProblem:
         return replace(self.problem, span=block.windows, heads=block.heads)
@@ -174,10 +174,9 @@ def forward(
     windows, (n, h, _) = call.problem.windows, call.query.shape
     attention = query.new_empty(n, h, windows.slots, dtype=torch.float32)
     out = torch.empty_like(call.query, memory_format=torch.contiguous_format)  # (N, h, d)
-    for group in call.blocks():
-        heads = group[0].heads
+    for heads, blocks in call.blocks():
         w_k, w_v = call.rows("w_k", call.key_weight, heads), call.rows("w_v", call.value_weight, heads)
-        for block in group:
+        for block in blocks:
             at = (block.windows, block.heads)
             u = call.buffer("u", block)  # (heads, n, C)
             torch.bmm(call.query[at].transpose(0, 1), w_k, out=u)

@@ -106,12 +106,11 @@ class Gradients:
 
     def run(self) -> None:
         call = self.call
-        for group in call.blocks():
-            heads = group[0].heads
+        for heads, blocks in call.blocks():
             w_k, w_v = call.rows("w_k", call.key_weight, heads), call.rows("w_v", call.value_weight, heads)
-            d_w_k = self._weight_sum("d_w_k", self.d_key_weight, heads, len(group))
-            d_w_v = self._weight_sum("d_w_v", self.d_value_weight, heads, len(group))
-            for block in group:
+            d_w_k = self._weight_sum("d_w_k", self.d_key_weight, heads, len(blocks))
+            d_w_v = self._weight_sum("d_w_v", self.d_value_weight, heads, len(blocks))
+            for block in blocks:
                 self._block(block, w_k, w_v, d_w_k, d_w_v)
             self._finish(d_w_k, w_k)
             self._finish(d_w_v, w_v)
