@@ -13,6 +13,7 @@ from vr_kernels.cli.measure.flex import flex
 from vr_kernels.cli.measure.floor import Ceilings, bytes_moved, floor, h200, operations
 from vr_kernels.cli.measure.memory import Call, Unknown, _cpu_peak, peak_memory
 from vr_kernels.cli.measure.timing import Spread, paired_seconds, ratios
+from vr_kernels.ops.local_cross_attention.native import ENGINE
 
 TINY = SHAPES["tiny"]
 
@@ -126,7 +127,7 @@ def test_memory_of_the_naive_form_holds_its_copies() -> None:
     peaks = peak_memory("vr_kernels.cli.measure.run:memory_calls", arguments, "cpu")
     windows = case.images * case.grid**2 * case.channels * 4
     assert peaks["naive"] > 3 * windows  # the windows, K and V
-    assert peaks["ours"] < 1.5 * windows
+    assert peaks["ours"] < ENGINE.block_bytes + windows  # one block, and the output
 
 
 def test_a_failure_in_the_other_process_is_reported() -> None:

@@ -145,7 +145,7 @@ class Arguments:
 
 
 def check_index_values(operator: str, window_index: Tensor | None, rows: int) -> None:
-    """Refuse a window_index that points outside the feature rows. Reads data: plain CPU tensors outside traced code only."""
+    """Refuse a window_index that points outside the feature rows. Reads data: plain CPU tensors, untraced code only."""
     if window_index is None or window_index.numel() == 0 or window_index.device.type != "cpu":
         return
     if torch.compiler.is_compiling() or type(window_index) is not Tensor:
