@@ -78,6 +78,8 @@ class LocalCrossAttention(nn.Module):
             raise ValueError(
                 f'LocalCrossAttention: feature_norm is {feature_norm!r}; it must be "none", "all" or "level"'
             )
+        if saliency_on not in ("value", "feature"):
+            raise ValueError(f'LocalCrossAttention: saliency_on is {saliency_on!r}; it must be "value" or "feature"')
         self.query_dim, self.feature_dims, self.num_heads = query_dim, dims, num_heads
         self.head_dim, self.out_dim, self.feature_norm = head_dim, out_dim, feature_norm
         self.norm_eps, self.saliency_on, self.backend = 1e-6, saliency_on, backend
@@ -158,7 +160,8 @@ class LocalCrossAttention(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.query_dim}, {self.feature_dims}, num_heads={self.num_heads}, head_dim={self.head_dim}, "
-            f"out_dim={self.out_dim}, bias={self.value_bias is not None}, feature_norm={self.feature_norm!r}"
+            f"out_dim={self.out_dim}, bias={self.value_bias is not None}, feature_norm={self.feature_norm!r}, "
+            f"saliency_on={self.saliency_on!r}"
         )
 
     @classmethod

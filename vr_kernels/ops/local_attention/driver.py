@@ -93,22 +93,26 @@ def backward(
     d_slots = weights.new_zeros(n, k) if needs_saliency else None
     kernel.backward(problem, d_out, weights, d_attention, d_lse, None, d_scores, d_query, None, d_slots)
 
-    none = query.new_empty(0)
-    gradients = [none if d_query is None else d_query.view(query.shape), none, none]
+    def absent(count: int) -> list[Tensor]:
+        return [query.new_empty(0) for _ in range(count)]
+
+    gradients = absent(3)
+    if d_query is not None:
+        gradients[0] = d_query.view(query.shape)
     if needs_bias and attention_bias is not None:
         gradients[1] = (d_scores if attention_bias.dim() == 3 else d_scores.sum(0)).to(attention_bias.dtype)
     if d_slots is not None and saliency is not None:
         gradients[2] = scatter_windows(d_slots, windows, window_index).to(saliency.dtype)
     if not (needs_keys or needs_values):
-        return gradients + [none] * (len(keys) + len(values))
+        return gradients + absent(len(keys) + len(values))
 
     d_keys = _accumulator(windows, keys)
     d_values = _accumulator(windows, values) if values else None
     q = unit_inner(query.reshape(n, heads, width))
     kernel.feature_gradient(problem, q, d_out, weights, d_scores, d_keys, d_values)
-    gradients += _per_level(d_keys, keys) if needs_keys else [none] * len(keys)
+    gradients += _per_level(d_keys, keys) if needs_keys else absent(len(keys))
     if d_values is not None:
-        gradients += _per_level(d_values, values) if needs_values else [none] * len(values)
+        gradients += _per_level(d_values, values) if needs_values else absent(len(values))
     return gradients
 
 
@@ -124,4 +128,4 @@ def _accumulator(windows: Windows, levels: Sequence[Tensor]) -> Tensor:
 
 def _per_level(gradient: Tensor, levels: Sequence[Tensor]) -> list[Tensor]:
     parts = gradient.split([level.shape[-1] for level in levels], dim=-1)
-    return [part.reshape(level.shape).to(level.dtype) for part, level in zip(parts, levels, strict=True)]
+    return [part.reshape(level.shape).to(level.dtype).contiguous() for part, level in zip(parts, levels, strict=True)]

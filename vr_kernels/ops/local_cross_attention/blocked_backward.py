@@ -63,12 +63,16 @@ def backward(
     gradients = Gradients(call, wants, grad_out, grad_attention, attention, value_bias)
     gradients.run()
     inputs = (query, key_weight, value_weight, key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
-    none = query.new_empty(0)
     results = []
     for name, tensor in zip(NEEDS, inputs, strict=False):
         gradient = gradients.named(name) if wants[name] else None
-        results.append(none if gradient is None or tensor is None else gradient.to(tensor.dtype).reshape(tensor.shape))
-    return results + (gradients.of_features(features) if wants["features"] else [none] * len(features))
+        if gradient is None or tensor is None:
+            results.append(query.new_empty(0))
+        else:
+            results.append(gradient.to(tensor.dtype).reshape(tensor.shape).contiguous())
+    if wants["features"]:
+        return results + gradients.of_features(features)
+    return results + [query.new_empty(0) for _ in features]
 
 
 class Gradients:
@@ -218,7 +222,9 @@ class Gradients:
             pairs = zip(gradient.split(groups, -1), rows.split(groups, -1), strict=True)
             gradient = torch.cat([_layer_norm_backward(d, x, norm.eps) for d, x in pairs], -1)
         parts = gradient.split(widths, -1)
-        return [part.reshape(level.shape).to(level.dtype) for part, level in zip(parts, features, strict=True)]
+        return [
+            part.reshape(level.shape).to(level.dtype).contiguous() for part, level in zip(parts, features, strict=True)
+        ]
 
 
 class WeightSum:

@@ -38,7 +38,9 @@ def local_cross_attention(
     if saliency is not None and saliency_on == "feature":
         resampled = joined * saliency.unsqueeze(-1).to(joined.dtype)
         saliency = None
-    key = F.linear(joined, key_weight, None if key_bias is None else key_bias.to(joined.dtype))
+    key = F.linear(joined, key_weight)
+    if key_bias is not None:  # it cancels in the softmax: only its gradient of exactly zero is kept
+        key = key + 0 * key_bias.sum()
     value = F.linear(resampled, value_weight, None if value_bias is None else value_bias.to(joined.dtype))
     out, attention = local_attention(
         query.unflatten(-1, (num_heads, -1)),
