@@ -11,8 +11,6 @@ import torch
 from python_tests.aot import _calls
 from python_tests.aot._compiler import Kernel, compile_launches
 from vr_kernels.ops._triton.configurations import ATTENTION, FEATURE_GRADIENT
-from vr_kernels.ops.local_attention import driver
-from vr_kernels.ops.local_cross_attention import blocked
 
 ARCHITECTURES = [80, 90, 100]  # A100, H100 and H200, B200
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -22,12 +20,6 @@ SHARED_LIMIT = 101_376
 
 # Instructions of tensor cores: the oldest, Hopper's for tiles of 64 rows, and Blackwell's.
 TENSOR_CORE = r"mma\.sync|wgmma\.mma_async|tcgen05\.mma"
-
-
-@pytest.fixture(autouse=True)
-def _indices_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (driver, blocked):
-        monkeypatch.setattr(module, "check_index_values", lambda *arguments: None)
 
 
 @functools.cache
