@@ -6,7 +6,9 @@ TRITON_INTERPRET=1 python -m python_tests.write_coverage triton
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -59,6 +61,8 @@ def render(coverage: dict[str, list[str]]) -> str:
 
 
 def main() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        importlib.import_module("python_tests.interpreter.conftest")  # Triton's interpreter needs its bfloat16 mended
     path = DOCS / "coverage.json"
     coverage = json.loads(path.read_text()) if path.exists() else {}
     coverage |= {backend: covered(backend) for backend in sys.argv[1:]}
