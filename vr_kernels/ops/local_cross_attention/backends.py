@@ -10,8 +10,8 @@ from vr_kernels.ops._triton import support
 def _projects_less(request: Request) -> str | None:
     """Projecting keys and values costs 4 C E FLOPs a feature row, the absorbed form 4 C E a query."""
     queries, rows = request.windows.count, request.windows.row_count
-    if rows < queries:
-        return f"{rows} feature rows for {queries} queries: projecting keys and values once is less work"
+    if rows <= queries:  # at equality, windows of one feature, absorbing took 1.2 to 1.5 times as long on 2 cores
+        return f"{rows} feature rows for {queries} queries: projecting keys and values once is no more work"
     return None
 
 
