@@ -84,10 +84,10 @@ def gather_windows(features: Tensor, windows: Windows, window_index: Tensor | No
     trailing = features.shape[len(windows.rows) :]
     if windows.window is None:
         assert window_index is not None
-        present = window_index >= 0
+        present = (window_index >= 0) & (window_index < windows.row_count)  # past the end counts as absent
         if windows.row_count == 0:  # nothing to read: every slot is absent
             return features.new_zeros(windows.count, windows.slots, *trailing), torch.zeros_like(present)
-        index = window_index.clamp(min=0).to(torch.int64)  # (N, K)
+        index = window_index.where(present, 0).to(torch.int64)  # (N, K)
         absent = ~present.view(*present.shape, *[1] * len(trailing))
         return features[index].masked_fill(absent, 0), present  # a NaN in row 0 must not come in by an absent slot
     batch, n_h, n_w = windows.leading
@@ -156,7 +156,8 @@ def scatter_windows(slots: Tensor, windows: Windows, window_index: Tensor | None
     if windows.window is None:
         assert window_index is not None
         # One row past the end takes what absent slots carry.
-        index = torch.where(window_index < 0, windows.row_count, window_index).to(torch.int64)
+        present = (window_index >= 0) & (window_index < windows.row_count)
+        index = window_index.where(present, windows.row_count).to(torch.int64)
         rows = slots.new_zeros(windows.row_count + 1)
         return rows.index_add_(0, index.reshape(-1), slots.reshape(-1))[:-1]
     batch, n_h, n_w = windows.leading
