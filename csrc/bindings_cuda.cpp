@@ -1,9 +1,4 @@
-#include "bindings_cuda.h"
-
-#include <pybind11/stl.h>
-
-#include <tuple>
-
+#include "bindings.h"
 #include "cuda/local_attention.h"
 
 namespace py = pybind11;
@@ -11,13 +6,8 @@ namespace py = pybind11;
 namespace vr {
 namespace {
 
-using RowsTuple = std::tuple<uintptr_t, int64_t, int64_t>;
 using StreamTuple = std::tuple<int, uintptr_t>;
 using ReadersTuple = std::tuple<uintptr_t, uintptr_t>;
-
-Rows to_rows(const RowsTuple& rows) {
-  return {reinterpret_cast<void*>(std::get<0>(rows)), std::get<1>(rows), std::get<2>(rows)};
-}
 
 cuda::Stream to_stream(const StreamTuple& stream) {
   return {std::get<0>(stream), reinterpret_cast<void*>(std::get<1>(stream))};

@@ -13,8 +13,7 @@ import torch
 import vr_kernels
 from python_tests import _oracle
 from python_tests._cases import Call, attention_call, cross_attention_call
-from vr_kernels.ops._dispatch import Request, operators
-from vr_kernels.ops._windows import Windows
+from vr_kernels.ops._dispatch import operators
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ SUBJECTS = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]
 def backends_of(subject: Subject) -> list[str]:
     """What can run on this machine's CPU beside the reference."""
     operator = next(operator for operator in operators() if operator.name == subject.name)
-    request = Request(Windows((1, 1, 1), (1, 2, 2), (2, 2), 4), "cpu", torch.float32, 1, 1)
+    request = operator.typical("cpu", torch.float32)
     return [b.name for b in operator.backends if b.name != "reference" and b.refuses(request) is None]
 
 

@@ -12,15 +12,14 @@ import vr_kernels
 from python_tests._cases import attention_call
 from vr_kernels.ops import _cuda, _native
 from vr_kernels.ops._cuda import lacks_architecture
-from vr_kernels.ops._dispatch import Request
 from vr_kernels.ops._inverse_index import readers_of_rows
-from vr_kernels.ops._windows import Windows
+from vr_kernels.ops._windows import WindowRequest, Windows
 
 BUILT = ["sm_80", "sm_90", "sm_100", "sm_120", "compute_120"]
 
 
-def request(device: str = "cuda", dtype: torch.dtype = torch.bfloat16, slots: int = 9, **options: Any) -> Request:
-    return Request(Windows((1,), (9,), None, slots), device, dtype, 1, 8, **options)
+def request(device: str = "cuda", dtype: torch.dtype = torch.bfloat16, slots: int = 9, **options: Any) -> WindowRequest:
+    return WindowRequest(device, dtype, windows=Windows((1,), (9,), None, slots), heads=1, channels=8, **options)
 
 
 def test_tensors_on_the_cpu_are_refused_by_name() -> None:
@@ -36,8 +35,8 @@ def test_tensors_on_the_cpu_are_refused_by_name() -> None:
         (request(wrapped="DTensor"), "a weight is a DTensor"),
     ],
 )
-def test_what_the_kernels_do_not_take_is_refused_in_words(asked: Request, words: str) -> None:
-    assert words in str(_cuda.refuses(asked))
+def test_what_the_kernels_do_not_take_is_refused_in_words(asked: WindowRequest, words: str) -> None:
+    assert words in str(_cuda.refuses_windows(asked))
 
 
 def test_a_module_without_cuda_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from python_tests._cases import Call
 from python_tests._operators import SUBJECTS, Subject
-from vr_kernels.ops._dispatch import Request, operators
-from vr_kernels.ops._windows import Windows
+from vr_kernels.ops._dispatch import operators
 
 # The kernels written for GPUs: no call chooses one by itself before it is measured.
 KERNELS = ["triton", "cuda"]
@@ -24,7 +23,7 @@ RUNS = [pytest.param(subject, backend, id=f"{subject.name}-{backend}") for subje
 def need(subject: Subject, backend: str) -> None:
     """Skip, in the backend's own words, where it cannot run on this GPU."""
     operator = next(operator for operator in operators() if operator.name == subject.name)
-    request = Request(Windows((1, 1, 1), (1, 2, 2), (2, 2), 4), "cuda", torch.float32, 1, 1)
+    request = operator.typical("cuda", torch.float32)
     reason = next(candidate for candidate in operator.backends if candidate.name == backend).refuses(request)
     if reason is not None:
         pytest.skip(reason)

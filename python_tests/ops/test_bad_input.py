@@ -20,7 +20,7 @@ from python_tests._operators import (
     over_backends,
     over_operators,
 )
-from vr_kernels.ops._native import NativeKernel
+from vr_kernels.ops._window_native import NativeKernel
 
 ones = torch.ones
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from python_tests._cases import DTYPES, Call, map_tensors
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
 from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject, over_backends, over_operators
-from vr_kernels.ops._native import NativeKernel
 from vr_kernels.ops._window_kernel import WindowProblem
+from vr_kernels.ops._window_native import NativeKernel
 
 
 def every_argument(subject: Subject, **spec: Any) -> Call:

@@ -14,8 +14,7 @@ import torch
 
 from vr_kernels import __version__
 from vr_kernels.ops import _native
-from vr_kernels.ops._dispatch import Operator, Request, operators
-from vr_kernels.ops._windows import Windows
+from vr_kernels.ops._dispatch import Operator, operators
 
 
 def guarded(part: Callable[[], Any]) -> Any:
@@ -99,9 +98,8 @@ def backends() -> dict[str, Any]:
     }
 
 
-def _reasons(operator: Operator, device: str, dtype: torch.dtype) -> dict[str, str]:
-    windows = Windows(leading=(5, 8, 8), rows=(5, 24, 24), window=(3, 3), slots=9)
-    return operator.explain(Request(windows, device, dtype, heads=24, channels=3072), None).reasons
+def _reasons(operator: Operator[Any], device: str, dtype: torch.dtype) -> dict[str, str]:
+    return operator.explain(operator.typical(device, dtype), None).reasons
 
 
 def report() -> dict[str, Any]:

@@ -13,8 +13,10 @@ from torch import Tensor
 from vr_kernels.ops import _native
 from vr_kernels.ops._dispatch import Request
 from vr_kernels.ops._inverse_index import readers_of_rows
-from vr_kernels.ops._native import _address, _rows, _struct
+from vr_kernels.ops._native import address
 from vr_kernels.ops._window_kernel import WindowProblem, unit_inner
+from vr_kernels.ops._window_native import rows, struct
+from vr_kernels.ops._windows import WindowRequest
 
 LARGEST_WINDOW = 64  # csrc/cuda/local_attention.h: kMaxSlots
 
@@ -25,11 +27,16 @@ def refuses(request: Request) -> str | None:
         return f"the CUDA kernels take CUDA tensors, these are on {request.device}"
     if request.dtype not in _native.DTYPE_CODES:
         return f"the CUDA kernels take float32, bfloat16 and float16, not {request.dtype}"
-    if request.windows.slots > LARGEST_WINDOW:
-        return f"the CUDA kernels take windows of up to {LARGEST_WINDOW} keys, these have {request.windows.slots}"
     if request.wrapped is not None:
         return f"the CUDA kernels read plain tensors, and a weight is a {request.wrapped}"
     return _unavailable()
+
+
+def refuses_windows(request: WindowRequest) -> str | None:
+    """Why the windowed CUDA kernels cannot run a call."""
+    if request.windows.slots > LARGEST_WINDOW:
+        return f"the CUDA kernels take windows of up to {LARGEST_WINDOW} keys, these have {request.windows.slots}"
+    return refuses(request)
 
 
 def experimental(request: Request) -> str | None:
@@ -87,8 +94,8 @@ class CudaKernel:
         self, problem: WindowProblem, query: Tensor, out: Tensor, attention: Tensor, lse: Tensor | None
     ) -> None:
         problem = _readable(problem)
-        rows = map(_rows, (query, out, attention, lse))
-        self.library().cuda_local_attention_forward(_struct(problem, query), *rows, self.stream(query))
+        buffers = map(rows, (query, out, attention, lse))
+        self.library().cuda_local_attention_forward(struct(problem, query), *buffers, self.stream(query))
 
     def backward(
         self,
@@ -108,7 +115,7 @@ class CudaKernel:
         given = (grad_out, attention, grad_attention, grad_lse, value_constant)
         made = (grad_scores, grad_query, pooled, slot_products)
         self.library().cuda_local_attention_backward(
-            _struct(problem, grad_out), *map(_rows, given), *map(_rows, made), self.stream(grad_out)
+            struct(problem, grad_out), *map(rows, given), *map(rows, made), self.stream(grad_out)
         )
         if grad_slots is not None and slot_products is not None:
             grad_slots += slot_products.sum(1)
@@ -128,11 +135,11 @@ class CudaKernel:
         readers = (None, None) if index is None else readers_of_rows(index, problem.windows.row_count)
         given = (query, grad_out, attention, grad_scores)
         self.library().cuda_local_attention_feature_gradient(
-            _struct(problem, query),
-            *map(_rows, given),
-            _address(grad_keys),
-            _address(grad_values),
-            (_address(readers[0]), _address(readers[1])),
+            struct(problem, query),
+            *map(rows, given),
+            address(grad_keys),
+            address(grad_values),
+            (address(readers[0]), address(readers[1])),
             self.stream(query),
         )
 

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-
-from vr_kernels.ops._windows import Windows
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a backend needs to know of a call before it says yes."""
+    """What every backend needs to know of a call before it says yes; operators add to it."""
 
-    windows: Windows
     device: str  # torch.device.type
     dtype: torch.dtype
-    heads: int
-    channels: int  # width of one key
     wrapped: str | None = None  # the tensor subclass that some weight is, if one is
 
 
-Reason = Callable[[Request], "str | None"]
+R = TypeVar("R", bound=Request)
 
 
 def _never(request: Request) -> str | None:
@@ -31,12 +26,12 @@ def _never(request: Request) -> str | None:
 
 
 @dataclass(frozen=True)
-class Backend:
+class Backend(Generic[R]):
     """``refuses``: why a call cannot run here; ``passed_over``: why ``auto`` does not choose it although it could."""
 
     name: str
-    refuses: Reason = _never
-    passed_over: Reason = _never
+    refuses: Callable[[R], str | None] = _never
+    passed_over: Callable[[R], str | None] = _never
 
 
 @dataclass(frozen=True)
@@ -54,14 +49,18 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class Operator:
-    """An operator's backends in order of preference, and ``request``, which checks a call's arguments."""
+class Operator(Generic[R]):
+    """An operator's backends in order of preference.
+
+    ``request`` checks a call's arguments; ``typical`` is the request of a paper's call on a device and in a dtype.
+    """
 
     name: str
-    backends: tuple[Backend, ...]
-    request: Callable[..., Request]
+    backends: tuple[Backend[R], ...]
+    request: Callable[..., R]
+    typical: Callable[[str, torch.dtype], R]
 
-    def select(self, request: Request, name: str | None) -> str:
+    def select(self, request: R, name: str | None) -> str:
         """The backend's name: the one asked for, or the first that can run the call and is measured to be worth it."""
         if name is None:
             for backend in self.backends:
@@ -78,7 +77,7 @@ class Operator:
             raise ValueError(f"{self.name}: backend={name!r} cannot run this call: {reason}. The others: {others}")
         return name
 
-    def reasons(self, request: Request, chosen: str | None) -> dict[str, str]:
+    def reasons(self, request: R, chosen: str | None) -> dict[str, str]:
         reasons = {}
         for backend in self.backends:
             refusal, demotion = backend.refuses(request), backend.passed_over(request)
@@ -92,19 +91,19 @@ class Operator:
                 reasons[backend.name] = "can run; a backend above it is preferred"
         return reasons
 
-    def explain(self, request: Request, name: str | None) -> Explanation:
+    def explain(self, request: R, name: str | None) -> Explanation:
         chosen = self.select(request, name)
         return Explanation(self.name, chosen, self.reasons(request, chosen))
 
 
-_operators: dict[Callable[..., Any], Operator] = {}
+_operators: dict[Callable[..., Any], Operator[Any]] = {}
 
 
-def register(function: Callable[..., Any], operator: Operator) -> None:
+def register(function: Callable[..., Any], operator: Operator[Any]) -> None:
     _operators[function] = operator
 
 
-def operators() -> list[Operator]:
+def operators() -> list[Operator[Any]]:
     return list(_operators.values())
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.ops._arguments import Arguments, Signature, remember
+from vr_kernels.ops._dispatch import Request
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,21 @@ class Windows:
         for size in self.rows:
             m = m * size
         return m
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowRequest(Request):
+    """A windowed attention call, as its backends see it."""
+
+    windows: Windows
+    heads: int
+    channels: int  # width of one key
+
+
+def typical_request(device: str, dtype: torch.dtype) -> WindowRequest:
+    """Vision Remember v2: five tiles of 24x24 features, three levels of 1024 channels, windows of 3x3."""
+    windows = Windows(leading=(5, 8, 8), rows=(5, 24, 24), window=(3, 3), slots=9)
+    return WindowRequest(device, dtype, windows=windows, heads=24, channels=3072)
 
 
 def windows_of(

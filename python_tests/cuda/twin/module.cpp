@@ -1,7 +1,5 @@
 // The module _twin: the CUDA kernels' own source, bound as in vr_kernels._C, and run on the CPU by threads.h.
-#include <pybind11/pybind11.h>
-
-#include "bindings_cuda.h"
+#include "bindings.h"
 #include "cuda/launch.h"
 
 PYBIND11_MODULE(_twin, m) {

@@ -9,6 +9,7 @@ import torch
 
 from vr_kernels.ops._dispatch import Request
 from vr_kernels.ops._triton.configurations import LARGEST_WINDOW
+from vr_kernels.ops._windows import WindowRequest
 
 OLDEST, TOO_NEW = (3, 6), (3, 8)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -21,11 +22,16 @@ def refuses(request: Request) -> str | None:
         return f"the Triton kernels take CUDA tensors, these are on {request.device}"
     if request.dtype not in DTYPES:
         return f"the Triton kernels take float32, bfloat16 and float16, not {request.dtype}"
-    if request.windows.slots > LARGEST_WINDOW:
-        return f"the Triton kernels take windows of up to {LARGEST_WINDOW} keys, these have {request.windows.slots}"
     if request.wrapped is not None:
         return f"the Triton kernels read plain tensors, and a weight is a {request.wrapped}"
     return unavailable()
+
+
+def refuses_windows(request: WindowRequest) -> str | None:
+    """Why the windowed Triton kernels cannot run a call."""
+    if request.windows.slots > LARGEST_WINDOW:
+        return f"the Triton kernels take windows of up to {LARGEST_WINDOW} keys, these have {request.windows.slots}"
+    return refuses(request)
 
 
 def experimental(request: Request) -> str | None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vr_kernels.ops import _cuda, _native
 from vr_kernels.ops._arguments import Arguments, check_index_values, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, Request, register
+from vr_kernels.ops._dispatch import Backend, Operator, register
 from vr_kernels.ops._registration import cast_for_autocast
 from vr_kernels.ops._triton import support
-from vr_kernels.ops._windows import windows_of
+from vr_kernels.ops._windows import WindowRequest, typical_request, windows_of
 from vr_kernels.ops.local_attention import op, reference
 
 __all__ = ["local_attention"]
@@ -100,13 +100,13 @@ def _request(
     attention_bias: Any = None,
     saliency: Any = None,
     **options: Any,
-) -> Request:
+) -> WindowRequest:
     shared = isinstance(key, (list, tuple))
     keys = key if shared else [key]
     return _check(signatures(query, value, window_index, attention_bias, saliency, *keys), shared)
 
 
-def _check(given: tuple[Any, ...], shared: bool) -> Request:
+def _check(given: tuple[Any, ...], shared: bool) -> WindowRequest:
     """Everything that can be refused from shapes, dtypes and devices alone: signatures as ``_request`` orders them."""
     query, value, window_index, attention_bias, saliency, *keys = given
     arguments = Arguments("local_attention")
@@ -146,24 +146,27 @@ def _check(given: tuple[Any, ...], shared: bool) -> Request:
     bias_shapes = [(heads, windows.slots), (windows.count, heads, windows.slots)]
     arguments.auxiliary("attention_bias", attention_bias, q, bias_shapes)
     arguments.auxiliary("saliency", saliency, q, [rows])
-    return Request(windows, q.device.type, q.dtype, heads, channels)
+    return WindowRequest(q.device.type, q.dtype, windows=windows, heads=heads, channels=channels)
 
 
 @remember
-def _plan(given: tuple[Any, ...], shared: bool, scale: float | None, backend: str | None) -> tuple[Request, str, float]:
+def _plan(
+    given: tuple[Any, ...], shared: bool, scale: float | None, backend: str | None
+) -> tuple[WindowRequest, str, float]:
     request = _check(given, shared)
     Arguments("local_attention").number("scale", scale)
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(request.channels) if scale is None else scale
 
 
-OPERATOR = Operator(
+OPERATOR: Operator[WindowRequest] = Operator(
     "local_attention",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("triton", refuses=support.refuses, passed_over=support.experimental),
-        Backend("cuda", refuses=_cuda.refuses, passed_over=_cuda.experimental),
+        Backend("triton", refuses=support.refuses_windows, passed_over=support.experimental),
+        Backend("cuda", refuses=_cuda.refuses_windows, passed_over=_cuda.experimental),
         Backend("reference"),
     ),
     _request,
+    typical_request,
 )
 register(local_attention, OPERATOR)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vr_kernels.ops._cuda import CudaKernel
-from vr_kernels.ops._native import NativeKernel
 from vr_kernels.ops._registration import (
     define_operator,
     intercepted,
@@ -19,6 +18,7 @@ from vr_kernels.ops._registration import (
 )
 from vr_kernels.ops._triton.launch import TritonKernel
 from vr_kernels.ops._window_kernel import WindowKernel
+from vr_kernels.ops._window_native import NativeKernel
 from vr_kernels.ops.local_attention import driver
 
 # keys and values are levels (*rows, h_kv, width); values empty: the keys are the values.

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from vr_kernels.ops._arguments import Arguments, check_index_values, remember, signatures
-from vr_kernels.ops._dispatch import Operator, Request, register
+from vr_kernels.ops._dispatch import Operator, register
 from vr_kernels.ops._registration import cast_for_autocast, wrapped
-from vr_kernels.ops._windows import windows_of
+from vr_kernels.ops._windows import WindowRequest, typical_request, windows_of
 from vr_kernels.ops.local_cross_attention import absorbed, op, reference, unabsorbed
 from vr_kernels.ops.local_cross_attention.backends import BACKENDS
 
@@ -142,14 +142,16 @@ def _request(
     saliency: Any = None,
     saliency_on: str = "value",
     **options: Any,
-) -> Request:
+) -> WindowRequest:
     levels = features if isinstance(features, (list, tuple)) else [features]
     biases = (key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
     given = signatures(query, key_weight, value_weight, window_index, *biases, *levels)
     return _check(given, wrapped(key_weight, value_weight), num_heads, norm_groups, saliency_on)
 
 
-def _check(given: tuple[Any, ...], subclass: str | None, num_heads: int, norm_groups: str, saliency_on: str) -> Request:
+def _check(
+    given: tuple[Any, ...], subclass: str | None, num_heads: int, norm_groups: str, saliency_on: str
+) -> WindowRequest:
     """All that can be refused from shapes, dtypes, devices and options: signatures as ``_request`` orders them."""
     query, key_weight, value_weight, window_index, *biases = given[:10]
     features = given[10:]
@@ -190,7 +192,7 @@ def _check(given: tuple[Any, ...], subclass: str | None, num_heads: int, norm_gr
         raise arguments.error(f'norm_groups is {norm_groups!r}; it must be "all" or "level"')
     if saliency_on not in ("value", "feature"):
         raise arguments.error(f'saliency_on is {saliency_on!r}; it must be "value" or "feature"')
-    return Request(windows, q.device.type, q.dtype, num_heads, channels, subclass)
+    return WindowRequest(q.device.type, q.dtype, subclass, windows=windows, heads=num_heads, channels=channels)
 
 
 @remember
@@ -203,7 +205,7 @@ def _plan(
     norm_eps: float,
     scale: float | None,
     backend: str | None,
-) -> tuple[Request, str, float]:
+) -> tuple[WindowRequest, str, float]:
     request = _check(given, subclass, num_heads, norm_groups, saliency_on)
     arguments = Arguments("local_cross_attention")
     arguments.number("scale", scale)
@@ -212,5 +214,5 @@ def _plan(
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(head_dim) if scale is None else scale
 
 
-OPERATOR = Operator("local_cross_attention", BACKENDS, _request)
+OPERATOR = Operator("local_cross_attention", BACKENDS, _request, typical_request)
 register(local_cross_attention, OPERATOR)

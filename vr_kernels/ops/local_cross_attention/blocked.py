@@ -30,6 +30,11 @@ class Engine:
     block_bytes: int  # of u
 
 
+def widen_float16(dtype: torch.dtype) -> torch.dtype:
+    """What a GPU keeps blocks in: float16 cannot hold loss scale times feature outliers, as u and g have them."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 @dataclass(frozen=True)
 class Block:
     heads: slice

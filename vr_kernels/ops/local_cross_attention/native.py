@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vr_kernels.ops import _native
+from vr_kernels.ops._window_native import NativeKernel
 from vr_kernels.ops.local_cross_attention.blocked import Engine
 
 
@@ -17,4 +18,4 @@ def block_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 # The best of 4 to 24 heads and 8 to 96 MB at the papers' shapes: a block outside the L2 costs less than split queries.
-ENGINE = Engine(kernel=_native.NativeKernel(), block_dtype=block_dtype, least_heads=4, block_bytes=40 << 20)
+ENGINE = Engine(kernel=NativeKernel(), block_dtype=block_dtype, least_heads=4, block_bytes=40 << 20)

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from vr_kernels.ops._triton.launch import TritonKernel
-from vr_kernels.ops.local_cross_attention.blocked import Engine
-
-
-def block_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float16 is widened: the gradients of u and g carry loss scale times feature outliers, which it cannot hold."""
-    return torch.float32 if dtype == torch.float16 else dtype
-
+from vr_kernels.ops.local_cross_attention.blocked import Engine, widen_float16
 
 # Eight heads fill half of the smallest matrix-core tile, and 12 MB of u stay in the L2 of an A100 (40 MB) or later
 # beside the weights and features of their block.
-ENGINE = Engine(kernel=TritonKernel(), block_dtype=block_dtype, least_heads=8, block_bytes=12 << 20)
+ENGINE = Engine(kernel=TritonKernel(), block_dtype=widen_float16, least_heads=8, block_bytes=12 << 20)
