@@ -19,15 +19,18 @@ demo: $(VENV)/.with-demo
 bench: $(VENV)/.with-bench
 	$(BIN)/vr-kernels bench local_cross_attention
 
+# A worker for each core: most of these calls are too small for several threads.
+PYTEST := $(BIN)/pytest -n auto
+
 # Triton's interpreter is chosen for a whole Python process: each of these is a process of its own.
 test: test-plain $(patsubst python_tests/%,test-%,$(wildcard python_tests/interpreter python_tests/aot))
 
 test-plain: $(VENV)/.with-test
-	$(BIN)/pytest python_tests $(addprefix --ignore=python_tests/,gpu interpreter aot)
+	$(PYTEST) python_tests $(addprefix --ignore=python_tests/,gpu interpreter aot)
 
 test-interpreter: export TRITON_INTERPRET := 1
 test-interpreter test-aot test-gpu: test-%: $(VENV)/.with-test
-	$(BIN)/pytest python_tests/$*
+	$(PYTEST) python_tests/$*
 
 # The tests of native code, on a second copy of the package whose native module checks every memory access. Its runtime
 # must be loaded before Python's own libraries. Leaks are not looked for: Python keeps memory until it ends.
@@ -36,7 +39,7 @@ RUNTIME = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file
 test-sanitizer: $(VENV)/.with-test
 	VR_KERNELS_SANITIZE=1 VR_KERNELS_CUDA=0 \
 	    $(BIN)/pip install --no-build-isolation --no-deps --upgrade --target $(SANITIZED) .
-	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) $(BIN)/pytest python_tests/ops \
+	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) $(PYTEST) python_tests/ops \
 	    $(addprefix --ignore=python_tests/ops/test_,registration.py fake_cuda.py gradcheck.py dispatch.py)
 
 lint: $(VENV)/.with-lint

@@ -70,12 +70,16 @@ def attention_call(
     bias: str | None = None,
     saliency: bool = False,
     peaked: float = 1.0,
+    empty: int | None = None,
     **options: Any,
 ) -> Call:
-    """Arguments of ``local_attention``. Widths in a sequence are levels; ``bias`` is "shared" or "per window"."""
+    """Arguments of ``local_attention``. Widths in a sequence are levels; ``bias`` is "shared" or "per window"; the
+    window numbered ``empty`` has no key."""
     g = torch.Generator().manual_seed(seed)
     form = "ragged" if ragged else "indexed" if indexed else "grid"
     leading, rows, count, slots, index = Geometry.draw(g, form, batch, windows, window)
+    if empty is not None and index is not None:
+        index[empty] = -1
     total = width if isinstance(width, int) else sum(width)
     call: Call = {"query": randn(g, *leading, heads, total, dtype=dtype, scale=peaked)}
     if isinstance(width, int):
@@ -113,13 +117,17 @@ def cross_attention_call(
     bias: str | None = None,
     saliency: str | None = None,
     peaked: float = 1.0,
+    empty: int | None = None,
     **options: Any,
 ) -> Call:
-    """Arguments of ``local_cross_attention``; ``auxiliary`` is the dtype of norm, biases and saliency."""
+    """Arguments of ``local_cross_attention``; ``auxiliary`` is the dtype of norm, biases and saliency, and the window
+    numbered ``empty`` has no key."""
     g = torch.Generator().manual_seed(seed)
     other = auxiliary or dtype
     form = "ragged" if ragged else "indexed" if indexed else "grid"
     leading, rows, count, slots, index = Geometry.draw(g, form, batch, windows, window)
+    if empty is not None and index is not None:
+        index[empty] = -1
     inner, channels = heads * head_dim, sum(widths)
     call: Call = {
         "query": randn(g, *leading, inner, dtype=dtype, scale=peaked),

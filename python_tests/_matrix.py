@@ -8,34 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-import vr_kernels
-from python_tests._cases import Call, attention_call, cross_attention_call, map_tensors
+from python_tests._cases import Call, map_tensors
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
 from python_tests._operators import SUBJECTS, Subject
 
 DIRECTIONS = ("forward", "backward")
-FORMS = ("grid", "indexed", "ragged")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# Each option alone: the arguments of the drawn call, and the outputs asked for.
-OPTIONS: dict[str, dict[str, tuple[dict[str, Any], dict[str, bool]]]] = {
-    "local_attention": {
-        "plain": ({"kv_heads": 4}, {}),
-        "saliency": ({"saliency": True}, {}),
-        "bias": ({"bias": "per window"}, {}),
-        "GQA": ({"kv_heads": 2, "value_width": 5}, {}),
-        "levels": ({"width": (5, 8)}, {}),
-        "lse": ({}, {"return_lse": True}),
-        "weights": ({}, {"return_attention": True}),
-    },
-    "local_cross_attention": {
-        "plain": ({}, {}),
-        "saliency": ({"saliency": "value", "biases": True}, {}),
-        "bias": ({"bias": "shared", "biases": True}, {}),
-        "LayerNorm": ({"norm": "level"}, {}),
-        "weights": ({}, {"return_attention": True}),
-    },
-}
 
 
 class Cell(NamedTuple):
@@ -45,22 +23,26 @@ class Cell(NamedTuple):
     option: str
     dtype: str
 
+    @property
+    def subject(self) -> Subject:
+        return next(subject for subject in SUBJECTS if subject.name == self.operator)
+
 
 def cells() -> Iterator[Cell]:
     for subject in SUBJECTS:
-        axes = (DIRECTIONS, FORMS, OPTIONS[subject.name], DTYPES)
+        axes = (DIRECTIONS, subject.forms, subject.options, DTYPES)
         yield from (Cell(subject.name, *rest) for rest in itertools.product(*axes))
 
 
 def reference_cells() -> Iterator[Cell]:
-    """The same in float64, where the reference itself is held to loops over windows."""
+    """The same in float64, where the reference itself is held to explicit loops."""
     seen = dict.fromkeys(cell._replace(dtype="float64") for cell in cells())
     yield from seen
 
 
 def check_reference(cell: Cell) -> None:
-    subject = next(subject for subject in SUBJECTS if subject.name == cell.operator)
-    call = map_tensors(draw(subject, cell._replace(dtype="float32"), 0), lambda tensor: tensor.double())
+    subject = cell.subject
+    call = map_tensors(draw(cell._replace(dtype="float32"), 0), lambda tensor: tensor.double())
     wanted = [] if cell.direction == "forward" else None
     cotangents = random_cotangents(subject.oracle, call)
     results = (evaluate(run, call, cotangents, wanted) for run in (subject.run("reference"), subject.oracle))
@@ -70,26 +52,16 @@ def check_reference(cell: Cell) -> None:
 
 def check(cell: Cell, backend: str) -> None:
     """Raise AssertionError where the backend breaks the error rule in this cell."""
-    subject = next(subject for subject in SUBJECTS if subject.name == cell.operator)
-    _, outputs = OPTIONS[cell.operator][cell.option]
+    _, outputs = cell.subject.options[cell.option]
 
     def run(name: str) -> Callable[..., Any]:
-        return lambda **call: subject.function(**call, **outputs, backend=name)
+        return lambda **call: cell.subject.function(**call, **outputs, backend=name)
 
     wanted = [] if cell.direction == "forward" else None
     reference = run("reference")
-    assert_obeys_the_error_rule(
-        run(backend), reference, reference, lambda seed: draw(subject, cell, seed), wanted=wanted
-    )
+    assert_obeys_the_error_rule(run(backend), reference, reference, lambda seed: draw(cell, seed), wanted=wanted)
 
 
-def draw(subject: Subject, cell: Cell, seed: int) -> Call:
-    make = attention_call if subject.name == "local_attention" else cross_attention_call
-    arguments, _ = OPTIONS[cell.operator][cell.option]
-    sizes: dict[str, Any] = {"dtype": DTYPES[cell.dtype], "indexed": cell.form != "grid"}
-    if cell.form == "ragged":
-        sizes |= {"batch": 1, "windows": (3, 2), "window": (3, 2)}
-    call = make(seed, **sizes, **arguments)
-    if cell.form == "ragged":  # rows 5 = 2 + 3 + 2 with overlaps, columns 4 = 2 + 2
-        call["window_index"] = vr_kernels.window_index_from_grid(5, 4, 3, 2)
-    return call
+def draw(cell: Cell, seed: int) -> Call:
+    arguments, _ = cell.subject.options[cell.option]
+    return cell.subject.call(seed, dtype=DTYPES[cell.dtype], **(arguments | cell.subject.forms[cell.form]))

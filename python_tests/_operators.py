@@ -1,9 +1,9 @@
-"""The operators under test: the public function, its oracle, and what every backend of it is tried on."""
+"""The operators under test: the public function, its oracle, how calls are drawn, what every backend is tried on."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from python_tests import _oracle
 from python_tests._cases import Call, attention_call, cross_attention_call
 from vr_kernels.ops._dispatch import operators
 
+Draw = dict[str, Any]  # what a call is drawn with
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -25,10 +27,23 @@ class Subject:
     oracle: Callable[..., Any]
     call: Callable[..., Call]
     outputs: dict[str, bool]
+    mixes: dict[str, Draw]  # arguments together; "everything": all that go together, with rows that share and lack keys
+    sizes: tuple[Draw, Draw, Draw]  # of which none has two equal sizes
+    # The coverage matrix: how tokens and features are laid out, and each option alone with the outputs asked for.
+    forms: dict[str, Draw]
+    options: dict[str, tuple[Draw, dict[str, bool]]]
 
     def run(self, backend: str | None) -> Callable[..., Any]:
         return functools.partial(self.function, backend=backend, **self.outputs)
 
+
+RAGGED = {"ragged": True, "batch": 1, "windows": (3, 2), "window": (2, 3)}
+WINDOW_FORMS: dict[str, Draw] = {"grid": {}, "indexed": {"indexed": True}, "ragged": RAGGED}
+WINDOW_SIZES = (
+    {"batch": 3, "windows": (5, 7)},
+    {"batch": 2, "windows": (11, 5)},
+    {"batch": 9, "windows": (3, 4)},
+)
 
 LOCAL_ATTENTION = Subject(
     "local_attention",
@@ -36,6 +51,23 @@ LOCAL_ATTENTION = Subject(
     _oracle.local_attention,
     attention_call,
     {"return_lse": True, "return_attention": True},
+    {
+        "plain": {},
+        "grid": {"value_width": 13, "bias": "shared", "saliency": True},
+        "indexed": {"indexed": True, "width": (3, 5), "bias": "per window", "saliency": True},
+        "everything": {"ragged": True, "value_width": 12, "bias": "shared", "saliency": True, "empty": 4},
+    },
+    WINDOW_SIZES,
+    WINDOW_FORMS,
+    {
+        "plain": ({"kv_heads": 4}, {}),
+        "saliency": ({"saliency": True}, {}),
+        "bias": ({"bias": "per window"}, {}),
+        "GQA": ({"kv_heads": 2, "value_width": 5}, {}),
+        "levels": ({"width": (5, 8)}, {}),
+        "lse": ({}, {"return_lse": True}),
+        "weights": ({}, {"return_attention": True}),
+    },
 )
 LOCAL_CROSS_ATTENTION = Subject(
     "local_cross_attention",
@@ -43,23 +75,51 @@ LOCAL_CROSS_ATTENTION = Subject(
     _oracle.local_cross_attention,
     cross_attention_call,
     {"return_attention": True},
-)
-SUBJECTS = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]
+    {
+        "plain": {},
+        "grid": {"norm": "level", "biases": True, "bias": "shared", "saliency": "value"},
+        "indexed": {"indexed": True, "norm": "all", "bias": "per window", "saliency": "feature"},
+        "everything": {
+            "ragged": True, "norm": "level", "biases": True, "bias": "shared", "saliency": "value", "empty": 4,
+        },
+    },
+    WINDOW_SIZES,
+    WINDOW_FORMS,
+    {
+        "plain": ({}, {}),
+        "saliency": ({"saliency": "value", "biases": True}, {}),
+        "bias": ({"bias": "shared", "biases": True}, {}),
+        "LayerNorm": ({"norm": "level"}, {}),
+        "weights": ({}, {"return_attention": True}),
+    },
+)  # fmt: skip
+
+WINDOWED = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]
+SUBJECTS = [*WINDOWED]
 
 
-def backends_of(subject: Subject) -> list[str]:
-    """What can run on this machine's CPU beside the reference."""
+def backends_of(subject: Subject, device: str = "cpu") -> list[str]:
+    """What can run on this machine beside the reference."""
     operator = next(operator for operator in operators() if operator.name == subject.name)
-    request = operator.typical("cpu", torch.float32)
+    request = operator.typical(device, torch.float32)
     return [b.name for b in operator.backends if b.name != "reference" and b.refuses(request) is None]
 
 
-def over_backends(*others: str | None) -> Any:
+def over_backends(*others: str | None, subjects: Sequence[Subject] = SUBJECTS) -> Any:
     """Parametrises a test over (subject, backend): every backend that can run here, and ``others`` by name."""
-    runs = [(subject, backend) for subject in SUBJECTS for backend in [*backends_of(subject), *others]]
+    runs = [(subject, backend) for subject in subjects for backend in [*backends_of(subject), *others]]
     return pytest.mark.parametrize(
         ("subject", "backend"), [pytest.param(*run, id=f"{run[0].name}-{run[1]}") for run in runs]
     )
 
 
-over_operators = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def over(subjects: Sequence[Subject]) -> Any:
+    return pytest.mark.parametrize("subject", subjects, ids=lambda subject: subject.name)
+
+
+over_operators = over(SUBJECTS)
+over_windowed = over(WINDOWED)
+over_mixes = pytest.mark.parametrize(
+    ("subject", "mix"),
+    [pytest.param(s, mix, id=f"{s.name}-{name}") for s in SUBJECTS for name, mix in s.mixes.items()],
+)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pybind11
 import pytest
+from filelock import FileLock
 from torch import Tensor
 
 from vr_kernels.ops import _native
@@ -29,7 +30,21 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
 @pytest.fixture(scope="session")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The module _twin, with the sanitizers where vr_kernels._C has them."""
-    output = tmp_path_factory.mktemp("twin") / "_twin.so"
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp().parent if workers else tmp_path_factory.mktemp("twin")
+    output = folder / "_twin.so"
+    with FileLock(folder / "_twin.lock"):  # the first worker builds it for all
+        if not output.exists():
+            _build(output)
+    spec = importlib.util.spec_from_file_location("_twin", output)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _build(output: Path) -> None:
     kernels = sorted(CSRC.glob("cuda/local_attention_*.cu"))
     sources = [*kernels, CSRC / "bindings_cuda.cpp", *TWIN.glob("*.cpp")]
     # Headers of the same name are found in twin/ first. A GPU contracts a * b + c as well.
@@ -40,12 +55,6 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Any:
         flags += SANITIZERS
     compiler = os.environ.get("CXX", "c++")
     subprocess.run([compiler, *flags, *includes, "-x", "c++", *sources, "-o", output], check=True)
-    spec = importlib.util.spec_from_file_location("_twin", output)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class TwinKernel(CudaKernel):

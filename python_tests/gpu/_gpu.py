@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from python_tests._cases import Call
-from python_tests._operators import SUBJECTS, Subject
+from python_tests._operators import WINDOWED, Subject
 from vr_kernels.ops._dispatch import operators
 
 # The kernels written for GPUs: no call chooses one by itself before it is measured.
 KERNELS = ["triton", "cuda"]
 
 # (operator, backend), for what holds of both operators and of every kernel.
-RUNS = [pytest.param(subject, backend, id=f"{subject.name}-{backend}") for subject in SUBJECTS for backend in KERNELS]
+RUNS = [pytest.param(subject, backend, id=f"{subject.name}-{backend}") for subject in WINDOWED for backend in KERNELS]
 
 
 def need(subject: Subject, backend: str) -> None:

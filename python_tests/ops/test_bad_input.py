@@ -15,10 +15,10 @@ from python_tests._cases import Call
 from python_tests._operators import (
     LOCAL_ATTENTION,
     LOCAL_CROSS_ATTENTION,
-    SUBJECTS,
+    WINDOWED,
     Subject,
     over_backends,
-    over_operators,
+    over_windowed,
 )
 from vr_kernels.ops._window_native import NativeKernel
 
@@ -136,7 +136,7 @@ INDEX_TYPES: Refusals = {
 }
 
 
-def table(values: Refusals, types: Refusals, subjects: list[Subject] = SUBJECTS, indexed: bool = False) -> list[Any]:
+def table(values: Refusals, types: Refusals, subjects: list[Subject] = WINDOWED, indexed: bool = False) -> list[Any]:
     rows = [(ValueError, *row) for row in values.items()] + [(TypeError, *row) for row in types.items()]
     return [
         pytest.param(subject, indexed, exception, words, fault, id=f"{subject.name}: {words}")
@@ -173,7 +173,7 @@ def test_bad_input_is_refused_in_words(
 
 
 @pytest.mark.parametrize(("row", "dtype"), [(72, torch.int32), (1 << 40, torch.int64), (-2, torch.int64)], ids=str)
-@over_backends(None, "reference")
+@over_backends(None, "reference", subjects=WINDOWED)
 def test_an_index_out_of_range_is_refused_with_its_place(
     subject: Subject, backend: str | None, row: int, dtype: torch.dtype
 ) -> None:
@@ -185,7 +185,7 @@ def test_an_index_out_of_range_is_refused_with_its_place(
         subject.function(**(call | {"window_index": index}), backend=backend)
 
 
-@over_operators
+@over_windowed
 def test_a_misspelt_option_is_refused_with_its_name(subject: Subject) -> None:
     with pytest.raises(TypeError, match=f"{subject.name}.*'windowindex'"):
         subject.function(**subject.call(), windowindex=None)

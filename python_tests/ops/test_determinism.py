@@ -9,21 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests._cases import Call, attention_call, cross_attention_call
+from python_tests._cases import Call
 from python_tests._errors import evaluate, random_cotangents
-from python_tests._operators import LOCAL_ATTENTION, Subject, over_backends, over_operators
+from python_tests._operators import Subject, over_backends, over_operators
 
 
-def overlapping(subject: Subject, dtype: torch.dtype = torch.float32) -> Call:
-    """Every argument there is, windows that share rows, and one that has none."""
-    if subject is LOCAL_ATTENTION:
-        call = attention_call(dtype=dtype, ragged=True, value_width=12, bias="shared", saliency=True)
-    else:
-        call = cross_attention_call(
-            dtype=dtype, ragged=True, norm="level", biases=True, bias="shared", saliency="value"
-        )
-    call["window_index"][4] = -1
-    return call
+def everything(subject: Subject, dtype: torch.dtype = torch.float32) -> Call:
+    return subject.call(dtype=dtype, **subject.mixes["everything"])
 
 
 @pytest.fixture
@@ -40,7 +32,7 @@ def assert_same_bits(result: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 
 @over_backends()
 def test_250_repeats_have_the_same_bits(subject: Subject, backend: str) -> None:
-    function, call = subject.run(backend), overlapping(subject)
+    function, call = subject.run(backend), everything(subject)
     cotangents = random_cotangents(function, call)
     first = evaluate(function, call, cotangents)
     for _ in range(249):
@@ -51,7 +43,7 @@ def test_250_repeats_have_the_same_bits(subject: Subject, backend: str) -> None:
 @over_operators
 @pytest.mark.usefixtures("threads")
 def test_the_number_of_threads_changes_no_bit(subject: Subject, dtype: torch.dtype) -> None:
-    function, call = subject.run("cpu"), overlapping(subject, dtype)
+    function, call = subject.run("cpu"), everything(subject, dtype)
     cotangents = random_cotangents(function, call)
     torch.set_num_threads(1)
     alone = evaluate(function, call, cotangents)
@@ -62,7 +54,7 @@ def test_the_number_of_threads_changes_no_bit(subject: Subject, dtype: torch.dty
 
 @over_backends()
 def test_calls_in_several_python_threads_do_not_disturb_each_other(subject: Subject, backend: str) -> None:
-    function, call = subject.run(backend), overlapping(subject)
+    function, call = subject.run(backend), everything(subject)
     cotangents = random_cotangents(function, call)
     expected = evaluate(function, call, cotangents)
     results = []
@@ -82,7 +74,7 @@ def test_calls_in_several_python_threads_do_not_disturb_each_other(subject: Subj
 
 @over_backends()
 def test_what_the_memory_held_before_does_not_matter(subject: Subject, backend: str) -> None:
-    function, call = subject.run(backend), overlapping(subject)
+    function, call = subject.run(backend), everything(subject)
     cotangents = random_cotangents(function, call)
     expected = evaluate(function, call, cotangents)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
@@ -97,9 +89,9 @@ def test_what_the_memory_held_before_does_not_matter(subject: Subject, backend: 
 
 @over_backends()
 def test_a_call_after_a_larger_one_does_not_see_its_rest(subject: Subject, backend: str) -> None:
-    function, call = subject.run(backend), overlapping(subject)
+    function, call = subject.run(backend), everything(subject)
     cotangents = random_cotangents(function, call)
     expected = evaluate(function, call, cotangents)
-    larger = subject.call(1, batch=5, window=(3, 3))
+    larger = subject.call(1, **(subject.mixes["everything"] | subject.sizes[0]))
     evaluate(function, larger, random_cotangents(function, larger))
     assert_same_bits(evaluate(function, call, cotangents), expected)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from python_tests._cases import DTYPES, Call
 from python_tests._errors import evaluate, random_cotangents
-from python_tests._operators import Subject, over_backends
+from python_tests._operators import WINDOWED, Subject, over_backends
 
-runs = over_backends("reference")
+runs = over_backends("reference", subjects=WINDOWED)
 
 
 def full(subject: Subject, **spec: Any) -> Call:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vr_kernels
 from python_tests._cases import DTYPES, Call, attention_call, cross_attention_call
-from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, SUBJECTS, Subject
+from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject, over_windowed
 
 ATTENTION = attention_call(saliency=True, bias="shared", value_width=5)
 CROSS_ATTENTION = cross_attention_call(norm="level", biases=True, saliency="value")
@@ -44,7 +44,7 @@ def kind(tensor: Tensor) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+@over_windowed
 def test_results_have_the_reference_s_shapes_and_dtypes(subject: Subject, dtype: torch.dtype) -> None:
     call = ATTENTION if subject is LOCAL_ATTENTION else CROSS_ATTENTION
     results = subject.run("triton")(**fake(call, "cuda", dtype))
@@ -78,7 +78,7 @@ def test_gradients_of_local_cross_attention_are_like_their_inputs() -> None:
     assert list(map(kind, gradients)) == list(map(kind, [*named, *call["features"]]))
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+@over_windowed
 def test_no_call_chooses_a_kernel_that_was_never_measured(subject: Subject) -> None:
     call = on_cuda(ATTENTION if subject is LOCAL_ATTENTION else CROSS_ATTENTION)
     explanation = vr_kernels.explain(subject.function, **call)

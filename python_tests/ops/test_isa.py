@@ -13,7 +13,7 @@ import torch
 
 from python_tests._cases import DTYPES
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
-from python_tests._operators import LOCAL_ATTENTION, Subject, over_operators
+from python_tests._operators import LOCAL_ATTENTION, Subject, over_windowed
 from vr_kernels import _C
 
 AVAILABLE = _C.cpu_features()["available"]
@@ -36,7 +36,7 @@ def every_argument(subject: Subject) -> dict[str, Any]:
 @isas
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("indexed", [False, True])
-@over_operators
+@over_windowed
 def test_each_obeys_the_error_rule(subject: Subject, indexed: bool, dtype: torch.dtype, isa: str) -> None:
     _C.set_isa(isa)
     assert _C.isa() == isa
@@ -50,7 +50,7 @@ def test_each_obeys_the_error_rule(subject: Subject, indexed: bool, dtype: torch
 
 
 @pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa != "baseline"])
-@over_operators
+@over_windowed
 def test_each_differs_from_the_baseline_in_rounding(subject: Subject, isa: str) -> None:
     # If no bit differed, set_isa would choose nothing. Only the AMX tiles take bfloat16.
     dtype = torch.bfloat16 if isa == "amx" else torch.float32

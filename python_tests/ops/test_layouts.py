@@ -11,7 +11,14 @@ from torch import Tensor
 
 from python_tests._cases import DTYPES, Call, map_tensors
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
-from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject, over_backends, over_operators
+from python_tests._operators import (
+    LOCAL_ATTENTION,
+    LOCAL_CROSS_ATTENTION,
+    WINDOWED,
+    Subject,
+    over_backends,
+    over_windowed,
+)
 from vr_kernels.ops._window_kernel import WindowProblem
 from vr_kernels.ops._window_native import NativeKernel
 
@@ -41,7 +48,7 @@ def padded_rows(tensor: Tensor) -> Tensor:
     return padded[inner].copy_(tensor)
 
 
-@over_backends()
+@over_backends(subjects=WINDOWED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("indexed", [False, True])
 @pytest.mark.parametrize("layout", [last_dimension_strided, dimensions_reversed, padded_rows])
@@ -62,7 +69,7 @@ def test_strides_change_nothing(
         torch.testing.assert_close(result, expected[name], rtol=0, atol=tolerance * largest, msg=name)
 
 
-@over_backends()
+@over_backends(subjects=WINDOWED)
 def test_expanded_tensors_are_read_as_they_are(subject: Subject, backend: str) -> None:
     call = every_argument(subject)
     expanded = map_tensors(call, lambda tensor: tensor[:1].expand(tensor.shape))
@@ -89,7 +96,7 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@over_operators
+@over_windowed
 def test_hidden_states_without_their_cls_row_are_not_copied(
     subject: Subject, dtype: torch.dtype, addresses: set[int]
 ) -> None:
@@ -106,7 +113,7 @@ def test_hidden_states_without_their_cls_row_are_not_copied(
     assert addresses == {level.data_ptr() for level in levels}
 
 
-@over_operators
+@over_windowed
 def test_features_that_ask_for_no_gradient_cost_none(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     call = every_argument(subject)
     wanted = [name for name in call if name not in ("key", "value", "features")]
@@ -133,7 +140,7 @@ WIDTHS = (1, 2, 3, 5, 13, 31, 32, 33, 64, 97, 127, 300)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@over_operators
+@over_windowed
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 def test_any_number_of_heads_and_slots_obeys_the_error_rule(
     sizes: dict[str, Any], subject: Subject, dtype: torch.dtype
@@ -149,7 +156,7 @@ def test_any_number_of_heads_and_slots_obeys_the_error_rule(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@over_operators
+@over_windowed
 @pytest.mark.parametrize("width", WIDTHS)
 def test_any_width_obeys_the_error_rule(width: int, subject: Subject, dtype: torch.dtype) -> None:
     widths = {"width": width, "value_width": width} if subject is LOCAL_ATTENTION else {"widths": (width, 5)}

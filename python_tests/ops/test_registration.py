@@ -14,20 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests._cases import Call, floating_tensors, map_tensors
 from python_tests._errors import evaluate, random_cotangents
-from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject, over_operators
-
-MIXES: dict[str, dict[str, dict[str, Any]]] = {
-    "plain": {"local_attention": {}, "local_cross_attention": {}},
-    "everything, grid": {
-        "local_attention": {"value_width": 13, "bias": "shared", "saliency": True},
-        "local_cross_attention": {"norm": "level", "biases": True, "bias": "shared", "saliency": "value"},
-    },
-    "everything, indexed": {
-        "local_attention": {"indexed": True, "width": (3, 5), "bias": "per window", "saliency": True},
-        "local_cross_attention": {"indexed": True, "norm": "all", "bias": "per window", "saliency": "feature"},
-    },
-}
-mixes = pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
+from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject, over_mixes, over_operators
 
 
 class Recorder(TorchDispatchMode):
@@ -53,10 +40,9 @@ def recorded(subject: Subject, call: Call) -> dict[str, tuple[Any, tuple[Any, ..
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@mixes
-@over_operators
+@over_mixes
 def test_opcheck_passes_forward_and_backward(subject: Subject, mix: dict[str, Any], dtype: torch.dtype) -> None:
-    calls = recorded(subject, subject.call(dtype=dtype, **mix[subject.name]))
+    calls = recorded(subject, subject.call(dtype=dtype, **mix))
     assert set(calls) == {f"vr_kernels::{subject.name}", f"vr_kernels::{subject.name}_backward"}
     for name, (operator, arguments) in calls.items():
 
@@ -82,16 +68,12 @@ def _nothing_compiled() -> None:
     torch.compiler.reset()
 
 
-@mixes
-@over_operators
+@over_mixes
 def test_compiles_once_for_all_shapes_forward_and_backward(subject: Subject, mix: dict[str, Any]) -> None:
     function = subject.run(None)
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
     # Sizes that differ from each other: equal ones would be traced as one symbol.
-    first, *others = [
-        subject.call(batch=batch, windows=windows, **mix[subject.name])
-        for batch, windows in ((3, (5, 7)), (2, (11, 5)), (9, (3, 4)))
-    ]
+    first, *others = [subject.call(**(mix | sizes)) for sizes in subject.sizes]
     assert_compiled_is_eager(compiled, function, first)
     with torch.compiler.set_stance("fail_on_recompile"):
         for call in others:
@@ -100,14 +82,14 @@ def test_compiles_once_for_all_shapes_forward_and_backward(subject: Subject, mix
 
 @over_operators
 def test_compiles_with_inductor(subject: Subject) -> None:
-    function, call = subject.run(None), subject.call(**MIXES["everything, indexed"][subject.name])
+    function, call = subject.run(None), subject.call(**subject.mixes["everything"])
     assert_compiled_is_eager(torch.compile(function, fullgraph=True), function, call)
 
 
 @pytest.mark.parametrize("backend", ["unabsorbed", "absorbed", "reference"])
 def test_the_paths_in_plain_pytorch_compile_too(backend: str) -> None:
     function = LOCAL_CROSS_ATTENTION.run(backend)
-    call = LOCAL_CROSS_ATTENTION.call(**MIXES["everything, grid"]["local_cross_attention"])
+    call = LOCAL_CROSS_ATTENTION.call(**LOCAL_CROSS_ATTENTION.mixes["grid"])
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert_compiled_is_eager(compiled, function, call)
 
@@ -121,10 +103,9 @@ class Exported(torch.nn.Module):
         return self.function(**tensors, **self.constants)
 
 
-@mixes
-@over_operators
+@over_mixes
 def test_exports_and_computes_the_same(subject: Subject, mix: dict[str, Any]) -> None:
-    call = subject.call(**mix[subject.name])
+    call = subject.call(**mix)
     tensors = {name: value for name, value in call.items() if isinstance(value, (Tensor, list))}
     module = Exported(subject, {name: value for name, value in call.items() if name not in tensors})
     program = torch.export.export(module, (tensors,))
@@ -133,10 +114,9 @@ def test_exports_and_computes_the_same(subject: Subject, mix: dict[str, Any]) ->
         assert torch.equal(result, expected)
 
 
-@mixes
-@over_operators
+@over_mixes
 def test_fake_tensors_have_the_shapes_dtypes_and_strides_of_real_ones(subject: Subject, mix: dict[str, Any]) -> None:
-    call = subject.call(dtype=torch.bfloat16, **mix[subject.name])
+    call = subject.call(dtype=torch.bfloat16, **mix)
     real = subject.run("cpu")(**call)
     with FakeTensorMode() as mode:
         call = map_tensors(call, mode.from_tensor)
@@ -147,10 +127,9 @@ def test_fake_tensors_have_the_shapes_dtypes_and_strides_of_real_ones(subject: S
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
 
-@mixes
-@over_operators
+@over_mixes
 def test_autocast_is_the_explicit_cast(subject: Subject, mix: dict[str, Any]) -> None:
-    call = subject.call(**mix[subject.name])
+    call = subject.call(**mix)
     function = subject.run("cpu")
     cast = {"query", "key", "value", "features", "key_weight", "value_weight"}
     explicit = call | map_tensors({k: v for k, v in call.items() if k in cast}, Tensor.bfloat16)
@@ -174,7 +153,7 @@ def test_autocast_is_the_explicit_cast(subject: Subject, mix: dict[str, Any]) ->
 @over_operators
 def test_vmap_over_each_argument_is_a_loop(subject: Subject) -> None:
     function = subject.run("cpu")
-    calls = [subject.call(seed, **MIXES["everything, indexed"][subject.name]) for seed in (1, 2, 3)]
+    calls = [subject.call(seed, **subject.mixes["everything"]) for seed in (1, 2, 3)]
     for name, value in calls[0].items():
         if isinstance(value, list):
             batched: Any = [torch.stack(levels) for levels in zip(*[call[name] for call in calls], strict=True)]
@@ -195,7 +174,7 @@ def refused(function: Callable[[], Any], subject: Subject, words: str) -> None:
 
 @over_operators
 def test_forward_mode_raises_for_a_tangent_of_any_argument(subject: Subject) -> None:
-    call = subject.call(**MIXES["everything, grid"][subject.name])
+    call = subject.call(**subject.mixes["everything"])
     for chosen in floating_tensors(call).values():
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(chosen, torch.ones_like(chosen))
