@@ -5,23 +5,25 @@ from dataclasses import asdict, replace
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from vr_kernels.cli.measure.cases import PAPER_SHAPES, SHAPES, make_inputs
-from vr_kernels.cli.measure.contenders import BASELINES, make_contender, split_by_device
+from vr_kernels.cli.measure.local_cross_attention import LocalCrossAttentionBench
 from vr_kernels.cli.measure.run import verdicts_of
 
+BENCH = LocalCrossAttentionBench()
+ON_CPU = [name for name in BENCH.baselines if BENCH.lacking(name, BENCH.shapes["v2"]) is None]
 
-@pytest.mark.parametrize("name", ["ours", *split_by_device(BASELINES, "cpu")[0]])
+
+@pytest.mark.parametrize("name", ["ours", *ON_CPU])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", PAPER_SHAPES)
+@pytest.mark.parametrize("shape", BENCH.default)
 def test_local_cross_attention(
     benchmark: BenchmarkFixture, shape: str, dtype: str, backward: bool, name: str, tiles: int
 ) -> None:
-    case = replace(SHAPES[shape], dtype=dtype, backward=backward, tiles=tiles)
+    case = replace(BENCH.shapes[shape], dtype=dtype, backward=backward, tiles=tiles)
     if name == "ours":
-        for verdict in verdicts_of(case):
+        for verdict in verdicts_of(BENCH, case):
             assert verdict.passes, verdict
-    contender, x = make_contender(name, case), make_inputs(case)
+    contender, x = BENCH.contender(name, case), BENCH.inputs(case)
     contender(x)  # compiles what is compiled
     benchmark.group = str(case)
     benchmark.extra_info.update(asdict(case), contender=contender.what)

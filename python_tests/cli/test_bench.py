@@ -11,10 +11,11 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from vr_kernels.cli.app import app
-from vr_kernels.cli.measure import contenders, memory, report, run
-from vr_kernels.cli.measure.cases import SHAPES, Case, Inputs
-from vr_kernels.cli.measure.contenders import Contender
+from vr_kernels.cli.measure import memory, report, run
+from vr_kernels.cli.measure.bench import Contender
 from vr_kernels.cli.measure.floor import Ceilings
+from vr_kernels.cli.measure.local_cross_attention import LocalCrossAttentionBench, contenders
+from vr_kernels.cli.measure.local_cross_attention.cases import SHAPES, Inputs, WindowCase
 from vr_kernels.cli.measure.timing import Spread
 
 PNG = b"\x89PNG"
@@ -69,7 +70,7 @@ def test_wrong_results_end_the_run_before_any_time(monkeypatch: pytest.MonkeyPat
 def test_one_wrong_shape_is_enough(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong(monkeypatch, tiles)
     with pytest.raises(run.Incorrect):
-        run.run_case(replace(SHAPES["tiny"], tiles=2), ["naive"], 3, lambda what: None)
+        run.run_case(LocalCrossAttentionBench(), replace(SHAPES["tiny"], tiles=2), ["naive"], 3, lambda what: None)
 
 
 def no_memory(factory: str, arguments: dict[str, object], device: str) -> dict[str, int]:
@@ -77,14 +78,14 @@ def no_memory(factory: str, arguments: dict[str, object], device: str) -> dict[s
 
 
 def test_a_baseline_that_cannot_run_is_listed_with_the_compilers_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = run.make_contender
+    make = contenders.make_contender
 
-    def without_compiler(name: str, case: Case) -> Contender:
+    def without_compiler(name: str, case: WindowCase) -> Contender[Inputs]:
         if name == "compiled":
             raise RuntimeError("backend='inductor' raised") from FileNotFoundError("no C++ compiler found\nhint")
         return make(name, case)
 
-    monkeypatch.setattr(run, "make_contender", without_compiler)
+    monkeypatch.setattr(contenders, "make_contender", without_compiler)
     monkeypatch.setattr(run, "peak_memory", no_memory)
     result = bench("--compare", "naive", "--compare", "compiled")
     assert result.exit_code == 0, result.output

@@ -6,21 +6,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vr_kernels.cli.measure.accuracy import Verdict, error, errors, float64_results
-from vr_kernels.cli.measure.cases import SHAPES, make_inputs
-from vr_kernels.cli.measure.contenders import Contender, make_contender, why_it_failed, windows_of
-from vr_kernels.cli.measure.flex import flex
-from vr_kernels.cli.measure.floor import Ceilings, bytes_moved, floor, h200, operations
+from vr_kernels.cli.measure.accuracy import Verdict, error, errors
+from vr_kernels.cli.measure.floor import Ceilings, h200
+from vr_kernels.cli.measure.local_cross_attention import LocalCrossAttentionBench
+from vr_kernels.cli.measure.local_cross_attention.cases import SHAPES, make_inputs
+from vr_kernels.cli.measure.local_cross_attention.contenders import make_contender, windows_of
+from vr_kernels.cli.measure.local_cross_attention.flex import flex
 from vr_kernels.cli.measure.memory import Unknown, peak_memory
+from vr_kernels.cli.measure.run import why_it_failed
 from vr_kernels.cli.measure.timing import Spread, paired_seconds, ratios
 from vr_kernels.ops.local_cross_attention.native import ENGINE
 
+BENCH = LocalCrossAttentionBench()
 TINY = SHAPES["tiny"]
 
 
 def test_the_floor_of_the_papers_shape_is_the_known_one() -> None:
     case = replace(SHAPES["v2"], batch=8, dtype="bfloat16", device="cuda")
-    assert floor(case, h200("bfloat16")) * 1e6 == pytest.approx(131, abs=1)
+    floor = h200("bfloat16").floor(BENCH.operations(case), BENCH.bytes_moved(case))
+    assert floor * 1e6 == pytest.approx(131, abs=1)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -30,29 +34,28 @@ def test_operations_are_those_of_the_matrix_products(backward: bool) -> None:
     projection, pooling = 2 * n * h * d * c, 2 * n * h * k * c
     forward = [projection] * 2 + [pooling] * 2  # u, o; scores, g
     gradients = [projection] * 4 + [pooling] * 2  # dg, dW_v, dq, dW_k; dp, du
-    assert operations(case) == sum(forward + gradients * backward)
+    assert BENCH.operations(case) == sum(forward + gradients * backward)
 
 
 def test_bytes_are_those_of_the_tensors() -> None:
     x = make_inputs(replace(TINY, backward=True))
     assert x.grad_out is not None
     moved = [x.query, *x.features, x.key_weight, x.value_weight, x.query]  # the output has the query's size
-    assert bytes_moved(TINY) == sum(tensor.nbytes for tensor in moved)
+    assert BENCH.bytes_moved(TINY) == sum(tensor.nbytes for tensor in moved)
     moved += [x.grad_out, *x.trained]  # the gradients have the parameters' sizes
-    assert bytes_moved(replace(TINY, backward=True)) == sum(tensor.nbytes for tensor in moved)
+    assert BENCH.bytes_moved(replace(TINY, backward=True)) == sum(tensor.nbytes for tensor in moved)
 
 
 def test_the_floor_is_the_larger_of_two_times() -> None:
-    flops, moved = operations(TINY), bytes_moved(TINY)
-    assert floor(TINY, Ceilings(flops, moved / 3, "")) == pytest.approx(3)
-    assert floor(TINY, Ceilings(flops / 5, moved, "")) == pytest.approx(5)
+    assert Ceilings(flops=60, bandwidth=10, source="").floor(60, 30) == pytest.approx(3)
+    assert Ceilings(flops=12, bandwidth=30, source="").floor(60, 30) == pytest.approx(5)
 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("name", ["ours", "naive", "absorbed", "unabsorbed"])
 def test_every_contender_computes_the_same(name: str, backward: bool) -> None:
     x = make_inputs(replace(TINY, tiles=2, backward=backward))
-    found = errors(make_contender(name, TINY)(x), float64_results(x))
+    found = errors(make_contender(name, TINY)(x), BENCH.exact(TINY, x))
     assert len(found) == (4 if backward else 1)
     assert max(found) < 3e-6  # float32, and the largest value is one
 
@@ -60,12 +63,12 @@ def test_every_contender_computes_the_same(name: str, backward: bool) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_mask_of_flexattention_is_the_windows() -> None:
     x = make_inputs(replace(TINY, tiles=2))
-    assert errors(Contender("flex", "", flex)(x), float64_results(x))[0] < 3e-6
+    assert errors([flex(x)], BENCH.exact(TINY, x))[0] < 3e-6
 
 
 def test_float64_is_image_by_image_and_sums_the_weights_gradients() -> None:
     x = make_inputs(replace(TINY, tiles=3, backward=True))
-    exact = float64_results(x)
+    exact = BENCH.exact(TINY, x)
     assert [tensor.shape for tensor in exact] == [x.query.shape, *[tensor.shape for tensor in x.trained]]
 
 
@@ -120,7 +123,8 @@ def test_memory_sees_what_a_call_holds_at_its_peak() -> None:
 
 def test_memory_of_the_naive_form_holds_its_copies() -> None:
     case = replace(SHAPES["v2"], levels=(256, 256, 256), tiles=5)
-    arguments = {"case": vars(case) | {"levels": list(case.levels)}, "names": ["ours", "naive"]}
+    facts = vars(case) | {"levels": list(case.levels)}
+    arguments = {"operator": BENCH.name, "case": facts, "names": ["ours", "naive"]}
     peaks = peak_memory("vr_kernels.cli.measure.run:memory_calls", arguments, "cpu")
     windows = case.images * case.grid**2 * case.channels * 4
     assert peaks["naive"] > 3 * windows  # the windows, K and V

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -15,15 +15,13 @@ from rich.console import Console
 
 from vr_kernels.cli.checks import require, require_folder
 from vr_kernels.cli.measure import report
-from vr_kernels.cli.measure.cases import PAPER_SHAPES, SHAPES, Case
-from vr_kernels.cli.measure.contenders import BASELINES
-from vr_kernels.cli.measure.run import Incorrect, Result, run_case
+from vr_kernels.cli.measure.bench import Case
+from vr_kernels.cli.measure.benches import BENCHES
+from vr_kernels.cli.measure.run import AnyBench, Incorrect, Result, run_case
 from vr_kernels.cli.measure.timing import openmp_note
 from vr_kernels.cli.progress import progress
 
-
-class Operator(str, Enum):
-    local_cross_attention = "local_cross_attention"
+Operator = Enum("Operator", {name: name for name in BENCHES}, type=str)  # type: ignore[misc]
 
 
 class Dtype(str, Enum):
@@ -41,23 +39,23 @@ def bench(
     operator: Annotated[Operator, typer.Argument(help="What to measure.")],
     shape: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help=f"{', '.join(SHAPES)}; repeatable, or all. Default: the papers' three."),
+        typer.Option(metavar="NAME", help="A shape by name; repeatable, or all. Default: the papers'."),
     ] = None,
     dtype: Annotated[Dtype, typer.Option()] = Dtype.float32,
-    batch: Annotated[int, typer.Option(min=1, help="Images, of five tiles each.")] = 1,
-    heads: Annotated[int, typer.Option(min=1)] = 24,
+    batch: Annotated[int, typer.Option(min=1, help="How many images.")] = 1,
+    heads: Annotated[int | None, typer.Option(min=1, help="Default: the shape's own.")] = None,
     device: Annotated[Device, typer.Option()] = Device.cpu,
     backward: Annotated[
         bool,
-        typer.Option("--backward/--no-backward", help="Add the gradients of query and weights; features are frozen."),
+        typer.Option("--backward/--no-backward", help="Add the gradients of what is trained."),
     ] = False,
     compare: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help=f"{', '.join(BASELINES)}; repeatable. Default: all that apply."),
+        typer.Option(metavar="NAME", help="A baseline by name; repeatable. Default: all that apply."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=3, help="Rounds, in each of which every contender runs once.")] = 15,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One tile, three rounds: whether it works, not how fast.")
+        bool, typer.Option("--quick", help="Small, three rounds: whether it works, not how fast.")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG) to this file.")] = None,
@@ -70,29 +68,33 @@ def bench(
     if plot is not None:
         require("bench", "matplotlib")
     console = Console(highlight=False)
-    cases = [
-        replace(SHAPES[name], dtype=dtype.value, batch=batch, heads=heads, device=device.value, backward=backward)
-        for name in _chosen("--shape", shape, tuple(SHAPES), PAPER_SHAPES)
-    ]
-    for case in cases:
-        if case.channels % heads != 0:
-            raise typer.BadParameter(f"{heads} heads do not divide the {case.channels} channels of {case.name}")
+    measured = BENCHES[operator.value]
+    settings: dict[str, Any] = {"dtype": dtype.value, "batch": batch, "device": device.value, "backward": backward}
+    if heads is not None:
+        settings["heads"] = heads
+    try:
+        cases = [
+            replace(measured.shapes[name], **settings)
+            for name in _chosen("--shape", shape, tuple(measured.shapes), measured.default)
+        ]
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
     if quick:
-        cases, repeats = [replace(case, tiles=1) for case in cases], 3
-    baselines = _chosen("--compare", compare, BASELINES, BASELINES)
+        cases, repeats = [case.quick() for case in cases], 3
+    baselines = _chosen("--compare", compare, measured.baselines, measured.baselines)
 
     results: list[Result] = []
     if device is Device.cuda and not torch.cuda.is_available():
-        report.print_plan(console, cases, baselines)
+        report.print_plan(console, measured, cases, baselines)
     else:
-        results = _measure(console, cases, baselines, repeats)
+        results = _measure(console, measured, cases, baselines, repeats)
     if json_file is not None:
-        json_file.write_text(json.dumps(report.record(results, cases), indent=2) + "\n")
+        json_file.write_text(json.dumps(report.record(measured, results, cases), indent=2) + "\n")
         console.print(f"record: {json_file}", soft_wrap=True)
     if plot is not None and results:
         from vr_kernels.cli.measure.plot import plot as draw
 
-        draw(results, plot)
+        draw(measured, results, plot)
         console.print(f"picture: {plot}", soft_wrap=True)
 
 
@@ -106,7 +108,9 @@ def _chosen(option: str, asked: list[str] | None, known: Sequence[str], default:
     return list(dict.fromkeys(asked))
 
 
-def _measure(console: Console, cases: Sequence[Case], baselines: Sequence[str], repeats: int) -> list[Result]:
+def _measure(
+    console: Console, bench: AnyBench, cases: Sequence[Case], baselines: Sequence[str], repeats: int
+) -> list[Result]:
     note = openmp_note() if cases[0].device == "cpu" else None
     if note is not None:
         console.print(note)
@@ -114,11 +118,11 @@ def _measure(console: Console, cases: Sequence[Case], baselines: Sequence[str], 
     for case in cases:
         with progress(case.name) as tell:
             try:
-                result = run_case(case, baselines, repeats, tell)
+                result = run_case(bench, case, baselines, repeats, tell)
             except Incorrect as error:
                 console.print(str(error), style="bold red")
                 raise typer.Exit(1) from error
-        report.print_result(console, result)
+        report.print_result(console, bench, result)
         results.append(result)
     report.print_method(console, cases[0].device)
     return results

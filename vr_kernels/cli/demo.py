@@ -72,7 +72,7 @@ def _compare_outputs(
     verdict = Verdict("output", error(from_ours, exact), error(from_stock, exact), OUTPUT_RULE)
     console.print(
         f"\nLargest difference of the outputs: {difference:.1e}, {error(from_ours, from_stock.double()):.1e} of the "
-        f"largest value. Rounding alone puts stock {verdict.naive:.1e} from float64.\nOurs is {verdict.ours:.1e} from "
+        f"largest value. Rounding alone puts stock {verdict.stock:.1e} from float64.\nOurs is {verdict.ours:.1e} from "
         f"it, and may be at most {OUTPUT_RULE:g} times as far as stock: "
         f"{'the outputs agree.' if verdict.passes else 'THE OUTPUTS DISAGREE.'}"
     )

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from vr_kernels.cli.measure.cases import Case
-
 
 @dataclass(frozen=True)
 class Ceilings:
@@ -17,6 +15,10 @@ class Ceilings:
     bandwidth: float
     source: str
 
+    def floor(self, operations: float, moved: float) -> float:
+        """Seconds: the larger of the two times."""
+        return max(operations / self.flops, moved / self.bandwidth)
+
 
 # A published H200 with dense matrices and full clocks.
 _H200_FLOPS = {"float32": 67e12, "bfloat16": 790e12, "float16": 790e12}
@@ -24,31 +26,6 @@ _H200_FLOPS = {"float32": 67e12, "bfloat16": 790e12, "float16": 790e12}
 
 def h200(dtype: str) -> Ceilings:
     return Ceilings(_H200_FLOPS[dtype], 4.8e12, "arithmetic for an H200, nothing was measured")
-
-
-def operations(case: Case) -> float:
-    """Forward, a query: u = W_k^T q and o = W_v g (2 C E each); scores and pooling (2 h K C each).
-
-    Backward with frozen features: dg, dW_v, dq and dW_k (2 C E each); dp and du (2 h K C each).
-    """
-    square, pooled = case.channels**2, case.heads * case.keys * case.channels
-    forward, backward = 4 * square + 4 * pooled, 8 * square + 4 * pooled
-    return case.queries * float(forward + backward if case.backward else forward)
-
-
-def bytes_moved(case: Case) -> float:
-    """Inputs, weights and output once each; with a backward pass also the output's gradient and three gradients."""
-    tokens, weights = case.queries * case.channels, 2 * case.channels**2
-    features = case.images * case.grid**2 * case.channels
-    once = features + weights + 2 * tokens
-    if case.backward:
-        once += 2 * tokens + weights
-    return float(once * case.torch_dtype.itemsize)
-
-
-def floor(case: Case, ceilings: Ceilings) -> float:
-    """Seconds: the larger of the two times."""
-    return max(operations(case) / ceilings.flops, bytes_moved(case) / ceilings.bandwidth)
 
 
 class Probe:

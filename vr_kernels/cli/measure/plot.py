@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from vr_kernels.cli.environment import device_name
 from vr_kernels.cli.measure.report import figures
-from vr_kernels.cli.measure.run import Result
+from vr_kernels.cli.measure.run import AnyBench, Result
 
 
-def plot(results: Sequence[Result], path: Path) -> None:
+def plot(bench: AnyBench, results: Sequence[Result], path: Path) -> None:
     """One panel a case: a bar a contender, its ratio to ours at the bar's end, the floor as a line."""
     figure = Figure(figsize=(10, 1.2 + sum(0.7 + 0.42 * len(result.rows) for result in results)), layout="constrained")
     panels = figure.subplots(
@@ -40,15 +40,11 @@ def plot(results: Sequence[Result], path: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlim(0, 1.3 * max(row.seconds.high for row in rows) * 1e3)
         axes.set_xlabel("milliseconds (median; whiskers: 10-90 %); ratios are medians over rounds")
-        axes.set_title(
-            f"{case.name}: {case.queries} tokens, windows of {case.window}x{case.window} features, "
-            f"C = {case.channels}, {case.heads} heads",
-            loc="left",
-        )
+        axes.set_title(f"{case.name}: {case.sizes}", loc="left")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     case = results[0].case
     figure.suptitle(
-        f"local cross-attention, {case.direction}, {case.dtype}: time, less is better\n"
+        f"{bench.title}, {case.direction}, {case.dtype}: time, less is better\n"
         f"{device_name(case.device)}, {date.today().isoformat()}"
     )
     figure.savefig(path, dpi=120)

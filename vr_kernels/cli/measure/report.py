@@ -14,21 +14,21 @@ from rich.console import Console
 from rich.table import Table
 
 from vr_kernels.cli import environment
-from vr_kernels.cli.measure.cases import Case
-from vr_kernels.cli.measure.floor import bytes_moved, floor, h200, operations
+from vr_kernels.cli.measure.bench import Case
+from vr_kernels.cli.measure.floor import h200
 from vr_kernels.cli.measure.memory import METHODS
-from vr_kernels.cli.measure.run import Result
+from vr_kernels.cli.measure.run import AnyBench, Result
 from vr_kernels.cli.measure.timing import Spread
 
 COLUMNS = ("contender", "ms", "10-90 %", "of floor", "MB", "error", "x ours", "10-90 %")
 
 
-def print_result(console: Console, result: Result) -> None:
+def print_result(console: Console, bench: AnyBench, result: Result) -> None:
     case = result.case
     console.print(f"\n{case}", style="bold", soft_wrap=True)
     for verdict in result.verdicts:
         console.print(f"  {verdict}", soft_wrap=True)
-    console.print(f"  {_floor_line(result)}", soft_wrap=True)
+    console.print(f"  {_floor_line(bench, result)}", soft_wrap=True)
     table = Table(*COLUMNS, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in table.columns[1:]:
         column.justify = "right"
@@ -71,16 +71,16 @@ def print_method(console: Console, device: str) -> None:
     console.print("\n".join(lines), soft_wrap=True)
 
 
-def print_plan(console: Console, cases: Sequence[Case], baselines: Sequence[str]) -> None:
+def print_plan(console: Console, bench: AnyBench, cases: Sequence[Case], baselines: Sequence[str]) -> None:
     """What would run, and what the arithmetic says."""
-    table = Table("case", "queries", "GFLOP", "MB", "floor, us", box=SIMPLE_HEAD)
+    table = Table("case", "sizes", "GFLOP", "MB", "floor, us", box=SIMPLE_HEAD)
     for case in cases:
         table.add_row(
             case.name,
-            str(case.queries),
-            f"{operations(case) / 1e9:.1f}",
-            f"{bytes_moved(case) / 1e6:.0f}",
-            f"{floor(case, h200(case.dtype)) * 1e6:.0f}",
+            case.sizes,
+            f"{bench.operations(case) / 1e9:.1f}",
+            f"{bench.bytes_moved(case) / 1e6:.0f}",
+            f"{_h200_floor(bench, case) * 1e6:.0f}",
         )
     ceilings = h200(cases[0].dtype)
     console.print(f"{cases[0].dtype}, {cases[0].direction}; ours against {', '.join(baselines)}", soft_wrap=True)
@@ -92,33 +92,37 @@ def print_plan(console: Console, cases: Sequence[Case], baselines: Sequence[str]
     console.print("There is no CUDA device here: nothing was measured.", style="bold")
 
 
-def record(results: Sequence[Result], cases: Sequence[Case]) -> dict[str, Any]:
+def record(bench: AnyBench, results: Sequence[Result], cases: Sequence[Case]) -> dict[str, Any]:
     """Everything that a reader needs to believe the numbers, or to repeat them."""
     measured = {result.case: result for result in results}
     return {
+        "operator": bench.name,
         "measured": bool(results),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["vr-kernels", *sys.argv[1:]]),
         "environment": environment.report(),
         "memory": METHODS[cases[0].device],
-        "cases": [_case_record(case, measured.get(case)) for case in cases],
+        "cases": [_case_record(bench, case, measured.get(case)) for case in cases],
     }
 
 
-def _case_record(case: Case, result: Result | None) -> dict[str, Any]:
-    facts = {"case": asdict(case), "operations": operations(case), "bytes": bytes_moved(case)}
+def _case_record(bench: AnyBench, case: Case, result: Result | None) -> dict[str, Any]:
+    facts = {"case": asdict(case), "operations": bench.operations(case), "bytes": bench.bytes_moved(case)}
     if result is None:
-        ceilings = h200(case.dtype)
-        return {**facts, "ceilings": asdict(ceilings), "floor": floor(case, ceilings)}
+        return {**facts, "ceilings": asdict(h200(case.dtype)), "floor": _h200_floor(bench, case)}
     rows = [{**asdict(row), "seconds": row.seconds._asdict(), "ratio": row.ratio._asdict()} for row in result.rows]
     return {**asdict(result), **facts, "rows": rows, "losses": losses(result)}
 
 
-def _floor_line(result: Result) -> str:
+def _h200_floor(bench: AnyBench, case: Case) -> float:
+    return h200(case.dtype).floor(bench.operations(case), bench.bytes_moved(case))
+
+
+def _floor_line(bench: AnyBench, result: Result) -> str:
     case, ceilings = result.case, result.ceilings
     return (
-        f"floor {result.floor * 1e3:.2f} ms: the larger of {operations(case) / 1e9:.1f} GFLOP at "
-        f"{ceilings.flops / 1e9:.0f} GFLOP/s and {bytes_moved(case) / 1e6:.0f} MB at "
+        f"floor {result.floor * 1e3:.2f} ms: the larger of {bench.operations(case) / 1e9:.1f} GFLOP at "
+        f"{ceilings.flops / 1e9:.0f} GFLOP/s and {bench.bytes_moved(case) / 1e6:.0f} MB at "
         f"{ceilings.bandwidth / 1e9:.1f} GB/s ({ceilings.source})"
     )
 

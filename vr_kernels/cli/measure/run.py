@@ -8,20 +8,15 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from vr_kernels.cli.measure.accuracy import Verdict, errors, float64_results, judge
-from vr_kernels.cli.measure.cases import Case, Inputs, make_inputs
-from vr_kernels.cli.measure.contenders import (
-    Contender,
-    chosen_backend,
-    make_contender,
-    split_by_device,
-    why_it_failed,
-)
-from vr_kernels.cli.measure.floor import Ceilings, Probe, floor
+from vr_kernels.cli.measure.accuracy import Verdict, errors, judge
+from vr_kernels.cli.measure.bench import Bench, Case, Contender
+from vr_kernels.cli.measure.benches import BENCHES
+from vr_kernels.cli.measure.floor import Ceilings, Probe
 from vr_kernels.cli.measure.memory import Call, Unknown, peak_memory
 from vr_kernels.cli.measure.timing import Run, Spread, paired_seconds, ratios
 
 Progress = Callable[[str], object]
+AnyBench = Bench[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Row:
     seconds: Spread
     ratio: Spread  # of its time to ours
     of_floor: float  # the floor's time over its time
-    error: float  # the largest of output and gradients, against float64
+    error: float  # the largest of outputs and gradients, against float64
     memory: int | None  # bytes, where it could be measured
 
 
@@ -52,22 +47,24 @@ class Incorrect(Exception):
         super().__init__("\n".join([f"{case}: wrong results, so no time is given", *map(str, verdicts)]))
 
 
-def run_case(case: Case, baselines: Sequence[str], rounds: int, progress: Progress) -> Result:
+def run_case(bench: AnyBench, case: Case, baselines: Sequence[str], rounds: int, progress: Progress) -> Result:
     """Measure ours and the baselines. ``progress`` is told what is being done.
 
     Raises:
         Incorrect: before anything is timed.
     """
     progress("small shape against float64")
-    small = [replace(v, quantity=f"{v.quantity} (small shape)") for v in verdicts_of(case.small())]
+    small = [replace(v, quantity=f"{v.quantity} (small shape)") for v in verdicts_of(bench, case.small())]
     _require(case, small)
-    x = make_inputs(case)
-    names, absent = split_by_device(baselines, case.device)
-    contenders, error_of, failed = _try(case, x, list(dict.fromkeys(["ours", "naive", *names])), progress)
+    x = bench.inputs(case)
+    absent = {name: why for name in baselines if (why := bench.lacking(name, case)) is not None}
+    names = [name for name in baselines if name not in absent]
+    asked = list(dict.fromkeys(["ours", bench.yardstick, *names]))
+    contenders, error_of, failed = _try(bench, case, x, asked, progress)
     absent |= failed
-    full = judge(error_of["ours"], error_of["naive"])
+    full = judge(bench.quantities(case), bench.outputs, error_of["ours"], error_of[bench.yardstick])
     _require(case, full)
-    contenders["ours"] = replace(contenders["ours"], what=f"vr_kernels, backend {chosen_backend(x)}")
+    contenders["ours"] = replace(contenders["ours"], what=f"vr_kernels, backend {bench.chosen(case, x)}")
     timed = {name: contenders[name] for name in ["ours", *names] if name in contenders}
 
     probe = Probe(case.torch_dtype, case.device)
@@ -75,12 +72,15 @@ def run_case(case: Case, baselines: Sequence[str], rounds: int, progress: Progre
     runs |= {"GEMM": probe.multiply, "copy": probe.copy}
     progress("warming up")
     seconds = paired_seconds(runs, case.device, rounds, lambda done: progress(f"round {done} of {rounds}"))
-    floors = [floor(case, probe.ceilings(*pair)) for pair in zip(seconds["GEMM"], seconds["copy"], strict=True)]
+    least = bench.operations(case), bench.bytes_moved(case)
+    rates = zip(seconds["GEMM"], seconds["copy"], strict=True)
+    floors = [probe.ceilings(*pair).floor(*least) for pair in rates]
 
     progress("memory")
     memory: dict[str, int] = {}
+    arguments = {"operator": bench.name, "case": asdict(case), "names": list(timed)}
     try:
-        memory = peak_memory(f"{__name__}:memory_calls", {"case": asdict(case), "names": list(timed)}, case.device)
+        memory = peak_memory(f"{__name__}:memory_calls", arguments, case.device)
     except Unknown as error:
         absent["MB"] = str(error)
     rows = [
@@ -100,19 +100,19 @@ def run_case(case: Case, baselines: Sequence[str], rounds: int, progress: Progre
 
 
 def _try(
-    case: Case, x: Inputs, names: Sequence[str], progress: Progress
-) -> tuple[dict[str, Contender], dict[str, list[float]], dict[str, str]]:
+    bench: AnyBench, case: Case, x: Any, names: Sequence[str], progress: Progress
+) -> tuple[dict[str, Contender[Any]], dict[str, list[float]], dict[str, str]]:
     """Run each contender once: those that can run, their errors, and why the others cannot."""
     progress("float64")
-    exact = float64_results(x)
+    exact = bench.exact(case, x)
     able, error_of, absent = {}, {}, {}
     for name in names:
         progress(f"{name} against float64")
         try:
-            contender = make_contender(name, case)
+            contender = bench.contender(name, case)
             error_of[name] = errors(contender(x), exact)
         except Exception as error:
-            if name in ("ours", "naive"):
+            if name in ("ours", bench.yardstick):
                 raise
             absent[name] = why_it_failed(error)
         else:
@@ -120,12 +120,20 @@ def _try(
     return able, error_of, absent
 
 
-def verdicts_of(case: Case) -> list[Verdict]:
-    """Ours against float64, beside the naive form."""
-    x = make_inputs(case)
-    exact = float64_results(x)
-    ours, naive = (errors(make_contender(name, case)(x), exact) for name in ("ours", "naive"))
-    return judge(ours, naive)
+def verdicts_of(bench: AnyBench, case: Case) -> list[Verdict]:
+    """Ours against float64, beside the stock form."""
+    x = bench.inputs(case)
+    exact = bench.exact(case, x)
+    ours, stock = (errors(bench.contender(name, case)(x), exact) for name in ("ours", bench.yardstick))
+    return judge(bench.quantities(case), bench.outputs, ours, stock)
+
+
+def why_it_failed(error: BaseException) -> str:
+    """The first line of what lies under an error: torch.compile wraps what the compiler said in several others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
 
 
 def _require(case: Case, verdicts: list[Verdict]) -> None:
@@ -133,14 +141,14 @@ def _require(case: Case, verdicts: list[Verdict]) -> None:
         raise Incorrect(case, verdicts)
 
 
-def memory_calls(case: dict[str, Any], names: list[str]) -> dict[str, Call]:
+def memory_calls(operator: str, case: dict[str, Any], names: list[str]) -> dict[str, Call]:
     """What memory.peak_memory measures, in whichever process it does."""
-    full = Case(**{**case, "levels": tuple(case["levels"])})
-    x, small = make_inputs(full), make_inputs(full.small())
+    bench = BENCHES[operator]
+    full = bench.case_of(case)
+    x, small = bench.inputs(full), bench.inputs(full.small())
 
-    def call(contender: Contender) -> Call:
-        # A compiled contender is compiled for the very size, and keeps no buffer.
-        warm_up: Inputs = x if contender.name in ("compiled", "flex") else small
-        return Call(partial(contender, warm_up), partial(contender, x))
+    def call(name: str) -> Call:
+        contender = bench.contender(name, full)
+        return Call(partial(contender, x if bench.keeps_no_buffer(name) else small), partial(contender, x))
 
-    return {name: call(make_contender(name, full)) for name in names}
+    return {name: call(name) for name in names}

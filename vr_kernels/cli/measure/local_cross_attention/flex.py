@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from vr_kernels.cli.measure.cases import Inputs
-from vr_kernels.cli.measure.contenders import Forward, windows_of
+from vr_kernels.cli.measure.local_cross_attention.cases import Inputs
+from vr_kernels.cli.measure.local_cross_attention.contenders import Forward, windows_of
 
 
 def flex(x: Inputs, attention: Callable[..., Any] = flex_attention) -> Tensor:

@@ -7,24 +7,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vr_kernels.cli.measure.bench import Case
 
-@dataclass(frozen=True)
-class Case:
-    """One measurement: every token of every tile reads its window of the encoder's levels; E = C.
 
-    Strings and numbers alone, so that a case goes into a record, and to another process, as it is.
-    """
+@dataclass(frozen=True, kw_only=True)
+class WindowCase(Case):
+    """Every token of every tile reads its window of the encoder's levels; E = C."""
 
-    name: str
     window: int
     grid: int = 24
     levels: tuple[int, ...] = (1024, 1024, 1024)
-    tiles: int = 5  # AnyRes: a base tile and four more
-    batch: int = 1
+    tiles: int = 5  # AnyRes: a base tile and four more, of each of the batch's images
     heads: int = 24
-    dtype: str = "float32"
-    device: str = "cpu"
-    backward: bool = False
+
+    def __post_init__(self) -> None:
+        if self.channels % self.heads != 0:
+            raise ValueError(f"{self.heads} heads do not divide the {self.channels} channels of {self.name}")
 
     @property
     def channels(self) -> int:
@@ -44,34 +42,31 @@ class Case:
         return self.window**2
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        dtype = getattr(torch, self.dtype)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-
-    @property
     def direction(self) -> str:
         return "forward and backward, frozen features" if self.backward else "forward"
 
-    def __str__(self) -> str:
+    @property
+    def sizes(self) -> str:
         return (
-            f"{self.name}: {self.queries} queries of {self.images} tiles, windows {self.window}x{self.window}, "
-            f"C = E = {self.channels}, {self.heads} heads, {self.dtype}, {self.direction}"
+            f"{self.queries} queries of {self.images} tiles, windows {self.window}x{self.window}, "
+            f"C = E = {self.channels}, {self.heads} heads"
         )
 
-    def small(self) -> Case:
-        """Four windows of the same kind: fewer queries than any kernel's block."""
+    def small(self) -> WindowCase:
+        """Four windows: fewer queries than any kernel's block."""
         return replace(self, grid=2 * self.window, tiles=1, batch=1)
+
+    def quick(self) -> WindowCase:
+        return replace(self, tiles=1)
 
 
 # v1: CLIP-ViT-L/14-336 of Vision Remember v1; v2 and s4: SigLIP-L/16-384 of v2; tiny: to see whether things work.
 SHAPES = {
-    "v1": Case("v1", window=2),
-    "v2": Case("v2", window=3),
-    "s4": Case("s4", window=4),
-    "tiny": Case("tiny", window=3, grid=6, levels=(32, 32, 32), tiles=1),
+    "v1": WindowCase(name="v1", window=2),
+    "v2": WindowCase(name="v2", window=3),
+    "s4": WindowCase(name="s4", window=4),
+    "tiny": WindowCase(name="tiny", window=3, grid=6, levels=(32, 32, 32), tiles=1),
 }
-PAPER_SHAPES = ("v1", "v2", "s4")
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class Inputs:
         return Inputs(query, features, key_weight, value_weight, self.heads, grad_out)
 
 
-def make_inputs(case: Case) -> Inputs:
+def make_inputs(case: WindowCase) -> Inputs:
     """Random inputs, the same ones each time, whose attention is flat in the first heads and peaked in the last."""
     generator = torch.Generator().manual_seed(0)
 

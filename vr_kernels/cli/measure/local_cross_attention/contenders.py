@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +11,19 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vr_kernels
-from vr_kernels.cli.measure.cases import Case, Inputs
+from vr_kernels.cli.measure.bench import Contender
+from vr_kernels.cli.measure.local_cross_attention.cases import Inputs, WindowCase
 
 Forward = Callable[[Inputs], Tensor]
 
 
-@dataclass(frozen=True)
-class Contender:
-    name: str
-    what: str
-    forward: Forward
-
-    def __call__(self, x: Inputs) -> tuple[Tensor, ...]:
-        """The output, and with a backward pass the gradients of what is trained: query and both weights."""
-        if x.grad_out is None:
-            with torch.no_grad():
-                return (self.forward(x),)
-        out = self.forward(x)
-        return (out, *torch.autograd.grad(out, x.trained, x.grad_out))
+def results(forward: Forward, x: Inputs) -> tuple[Tensor, ...]:
+    """The output, and with a backward pass the gradients of what is trained: query and both weights."""
+    if x.grad_out is None:
+        with torch.no_grad():
+            return (forward(x),)
+    out = forward(x)
+    return (out, *torch.autograd.grad(out, x.trained, x.grad_out))
 
 
 def windows_of(x: Inputs) -> Tensor:
@@ -73,7 +68,7 @@ def chosen_backend(x: Inputs) -> str:
     return explained.chosen
 
 
-def sdpa_backend(case: Case) -> str:
+def sdpa_backend(case: WindowCase) -> str:
     """Which of SDPA's implementations the naive form gets."""
 
     def heads(rows: int) -> Tensor:
@@ -92,39 +87,30 @@ OURS = {
     "triton": "Triton kernels",
     "cuda": "CUDA C++ kernels",
 }
+CUDA_ONLY = {
+    "triton": "Triton kernels run on CUDA",
+    "cuda": "they run on CUDA",
+    "cudnn": "cuDNN runs on CUDA",
+    "flex": "compared on CUDA alone",
+}
 
 
-def make_contender(name: str, case: Case) -> Contender:
+def make_contender(name: str, case: WindowCase) -> Contender[Inputs]:
     """A contender by name; what cannot run here shows when it is first called."""
+    what, forward = _form(name, case)
+    return Contender(name, what, partial(results, forward))
+
+
+def _form(name: str, case: WindowCase) -> tuple[str, Forward]:
     if name == "naive":
-        return Contender(name, f"concat, partition, K and V projected, SDPA ({sdpa_backend(case)})", naive)
+        return f"concat, partition, K and V projected, SDPA ({sdpa_backend(case)})", naive
     if name == "compiled":
         torch.compiler.reset()  # forget the shapes before, or the next one is compiled for any size
-        return Contender(name, "naive under torch.compile", torch.compile(naive, dynamic=False))
+        return "naive under torch.compile", torch.compile(naive, dynamic=False)
     if name == "cudnn":
-        return Contender(name, "naive with SDPA's cuDNN backend", cudnn)
+        return "naive with SDPA's cuDNN backend", cudnn
     if name == "flex":
-        from vr_kernels.cli.measure.flex import compiled_flex  # loads torch's compiler: a second of every command
+        from vr_kernels.cli.measure.local_cross_attention.flex import compiled_flex  # loads torch's compiler: a second
 
-        return Contender(name, "K and V projected, FlexAttention", compiled_flex())
-    return Contender(name, OURS[name], operator(None if name == "ours" else name))
-
-
-def split_by_device(names: Sequence[str], device: str) -> tuple[list[str], dict[str, str]]:
-    """The baselines that a kind of device has, and why it lacks the others."""
-    cuda_only = {
-        "triton": "Triton kernels run on CUDA",
-        "cuda": "they run on CUDA",
-        "cudnn": "cuDNN runs on CUDA",
-        "flex": "compared on CUDA alone",
-    }
-    lacking = {name: cuda_only[name] for name in names if name in cuda_only and device != "cuda"}
-    return [name for name in names if name not in lacking], lacking
-
-
-def why_it_failed(error: BaseException) -> str:
-    """The first line of what lies under an error: torch.compile wraps what the compiler said in several others."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    words = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
+        return "K and V projected, FlexAttention", compiled_flex()
+    return OURS[name], operator(None if name == "ours" else name)
