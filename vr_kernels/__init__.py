@@ -2,11 +2,24 @@
 
 from vr_kernels._version import __version__
 from vr_kernels.nn import LocalCrossAttention
-from vr_kernels.ops import explain, local_attention, local_cross_attention, window_index_from_grid
+from vr_kernels.ops import (
+    attention_density,
+    attention_importance,
+    attention_received,
+    cls_saliency,
+    explain,
+    local_attention,
+    local_cross_attention,
+    window_index_from_grid,
+)
 
 __all__ = [
     "LocalCrossAttention",
     "__version__",
+    "attention_density",
+    "attention_importance",
+    "attention_received",
+    "cls_saliency",
     "explain",
     "local_attention",
     "local_cross_attention",
