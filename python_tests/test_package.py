@@ -48,6 +48,7 @@ def test_public_names_are_those_documented() -> None:
         "LocalCrossAttention",
         "__version__",
         "capture_features",
+        "deformable_attention",
         "explain",
         "local_attention",
         "local_cross_attention",

@@ -250,8 +250,8 @@ class FeatureCapture:
             return
         if any(parameter.requires_grad for parameter in self._tower.module.parameters()):
             raise RuntimeError(
-                f"{NAME}: the tower is trained under reentrant gradient checkpointing, which cuts the gradients of what "
-                "is captured; enable it with gradient_checkpointing_kwargs={'use_reentrant': False}"
+                f"{NAME}: the tower is trained under reentrant gradient checkpointing, which cuts the gradients of "
+                "what is captured; enable it with gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
 
 

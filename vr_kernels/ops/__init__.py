@@ -2,7 +2,8 @@
 
 from vr_kernels.ops._dispatch import explain
 from vr_kernels.ops._windows import window_index_from_grid
+from vr_kernels.ops.deformable_attention import deformable_attention
 from vr_kernels.ops.local_attention import local_attention
 from vr_kernels.ops.local_cross_attention import local_cross_attention
 
-__all__ = ["explain", "local_attention", "local_cross_attention", "window_index_from_grid"]
+__all__ = ["deformable_attention", "explain", "local_attention", "local_cross_attention", "window_index_from_grid"]
