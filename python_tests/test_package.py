@@ -47,6 +47,8 @@ def test_public_names_are_those_documented() -> None:
     assert vr_kernels.__all__ == [
         "LocalCrossAttention",
         "__version__",
+        "capture_features",
+        "deformable_attention",
         "explain",
         "local_attention",
         "local_cross_attention",

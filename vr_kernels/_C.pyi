@@ -1,4 +1,4 @@
-"""The native kernels. Pointers are addresses as integers, 0 for none; csrc/common/local_attention.h tells the rest."""
+"""The native kernels. Pointers are addresses as integers, 0 for none; csrc tells the rest."""
 
 from typing import TypedDict
 
@@ -95,6 +95,30 @@ def local_attention_feature_gradient(
     grad_scores: _Rows,
     grad_key: int,
     grad_value: int,
+) -> None: ...
+
+# data, its gradient (0: not wanted), height, width, then the strides of batch, row, column and head in elements
+_SampledLevel = tuple[int, int, int, int, int, int, int, int]
+
+class DeformableAttention:
+    def __init__(
+        self,
+        *,
+        batch: int,
+        queries: int,
+        heads: int,
+        channels: int,
+        points: int,
+        levels: list[_SampledLevel],
+        dtype: int,
+        locations: int,
+        weights: int,
+        threads: int,
+    ) -> None: ...
+
+def deformable_attention_forward(problem: DeformableAttention, out: int) -> None: ...
+def deformable_attention_backward(
+    problem: DeformableAttention, grad_out: int, grad_locations: int, grad_weights: int
 ) -> None: ...
 
 class _CpuFeatures(TypedDict, total=False):

@@ -1,12 +1,14 @@
 """Custom kernels for the operators of Vision Remember, VisionZip and LLaVA-STF, as torch operators and modules."""
 
 from vr_kernels._version import __version__
+from vr_kernels.integrations import capture_features
 from vr_kernels.nn import LocalCrossAttention
 from vr_kernels.ops import (
     attention_density,
     attention_importance,
     attention_received,
     cls_saliency,
+    deformable_attention,
     explain,
     local_attention,
     local_cross_attention,
@@ -19,7 +21,9 @@ __all__ = [
     "attention_density",
     "attention_importance",
     "attention_received",
+    "capture_features",
     "cls_saliency",
+    "deformable_attention",
     "explain",
     "local_attention",
     "local_cross_attention",

@@ -4,6 +4,7 @@ from vr_kernels.ops._dispatch import explain
 from vr_kernels.ops._windows import window_index_from_grid
 from vr_kernels.ops.attention_importance import attention_importance
 from vr_kernels.ops.attention_received import attention_density, attention_received
+from vr_kernels.ops.deformable_attention import deformable_attention
 from vr_kernels.ops.local_attention import local_attention
 from vr_kernels.ops.local_cross_attention import local_cross_attention
 from vr_kernels.ops.saliency import cls_saliency
@@ -13,6 +14,7 @@ __all__ = [
     "attention_importance",
     "attention_received",
     "cls_saliency",
+    "deformable_attention",
     "explain",
     "local_attention",
     "local_cross_attention",

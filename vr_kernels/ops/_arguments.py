@@ -116,7 +116,8 @@ class Arguments:
         self.same_device(name, got, query)
         if got.dtype not in (query.dtype, torch.float32):
             raise TypeError(
-                f"{self.operator}: {name} is {got.dtype}; it must be {query.dtype} (the query's) or torch.float32"
+                f"{self.operator}: {name} is {got.dtype}; "
+                f"it must be {query.dtype} (the {self.query}'s) or torch.float32"
             )
         if not any(_equal(got.shape, shape) for shape in shapes):
             allowed = " or ".join(f"{shape}" for shape in shapes)
