@@ -1,14 +1,28 @@
 """Custom kernels for the operators of Vision Remember, VisionZip and LLaVA-STF, as torch operators and modules."""
 
 from vr_kernels._version import __version__
-from vr_kernels.nn import LocalCrossAttention
-from vr_kernels.ops import explain, local_attention, local_cross_attention, window_index_from_grid
+from vr_kernels.nn import BidirectionalTokenAttention, LocalCrossAttention
+from vr_kernels.ops import (
+    bidirectional_attention,
+    explain,
+    gather_tokens,
+    local_attention,
+    local_cross_attention,
+    scatter_add_tokens,
+    text_guide_token,
+    window_index_from_grid,
+)
 
 __all__ = [
+    "BidirectionalTokenAttention",
     "LocalCrossAttention",
     "__version__",
+    "bidirectional_attention",
     "explain",
+    "gather_tokens",
     "local_attention",
     "local_cross_attention",
+    "scatter_add_tokens",
+    "text_guide_token",
     "window_index_from_grid",
 ]

@@ -2,7 +2,20 @@
 
 from vr_kernels.ops._dispatch import explain
 from vr_kernels.ops._windows import window_index_from_grid
+from vr_kernels.ops.bidirectional_attention import bidirectional_attention
+from vr_kernels.ops.gather_tokens import gather_tokens
 from vr_kernels.ops.local_attention import local_attention
 from vr_kernels.ops.local_cross_attention import local_cross_attention
+from vr_kernels.ops.scatter_add_tokens import scatter_add_tokens
+from vr_kernels.ops.text_guide_token import text_guide_token
 
-__all__ = ["explain", "local_attention", "local_cross_attention", "window_index_from_grid"]
+__all__ = [
+    "bidirectional_attention",
+    "explain",
+    "gather_tokens",
+    "local_attention",
+    "local_cross_attention",
+    "scatter_add_tokens",
+    "text_guide_token",
+    "window_index_from_grid",
+]
