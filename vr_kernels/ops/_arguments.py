@@ -64,11 +64,12 @@ def _equal(shape: Sequence[int], other: Sequence[int]) -> bool:
 class Arguments:
     """The checks of one operator's call; every message starts with the operator's name.
 
-    ``leader`` is the argument whose dtype and device the others share.
+    ``query`` names the argument whose dtype and device the others share.
     """
 
-    def __init__(self, operator: str, leader: str = "query") -> None:
-        self.operator, self.leader = operator, leader
+    def __init__(self, operator: str, query: str = "query") -> None:
+        self.operator = operator
+        self.query = query
 
     def error(self, message: str) -> ValueError:
         return ValueError(f"{self.operator}: {message}")
@@ -91,13 +92,13 @@ class Arguments:
     def same_device(self, name: str, got: Signature, query: Signature) -> None:
         if got.device != query.device:
             raise self.error(
-                f"{name} is on {got.device}, {self.leader} is on {query.device}; all tensors must share one device"
+                f"{name} is on {got.device}, {self.query} is on {query.device}; all tensors must share one device"
             )
 
     def same_dtype(self, name: str, got: Signature, query: Signature) -> None:
         if got.dtype != query.dtype:
             raise TypeError(
-                f"{self.operator}: {name} is {got.dtype}, {self.leader} is {query.dtype}; they must share one dtype"
+                f"{self.operator}: {name} is {got.dtype}, {self.query} is {query.dtype}; they must share one dtype"
             )
 
     def companion(self, name: str, value: Any, query: Signature) -> Signature:
@@ -116,7 +117,7 @@ class Arguments:
         if got.dtype not in (query.dtype, torch.float32):
             raise TypeError(
                 f"{self.operator}: {name} is {got.dtype}; "
-                f"it must be {query.dtype} (that of {self.leader}) or torch.float32"
+                f"it must be {query.dtype} (the {self.query}'s) or torch.float32"
             )
         if not any(_equal(got.shape, shape) for shape in shapes):
             allowed = " or ".join(f"{shape}" for shape in shapes)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._registration import wrapped
@@ -16,7 +17,7 @@ from vr_kernels.ops._tokens import (
     token_rows_of,
     typical_request,
 )
-from vr_kernels.ops.gather_tokens import reference
+from vr_kernels.ops.gather_tokens import op, reference
 
 __all__ = ["gather_tokens"]
 
@@ -64,11 +65,14 @@ def gather_tokens(
              [3., 4.]]])
     """
     given = signatures(hidden_states, token_rows, norm_weight, text_mask, image_sample)
-    _plan(given, wrapped(norm_weight), norm_eps, backend)
+    chosen = _plan(given, wrapped(norm_weight), norm_eps, backend)
+    arguments = (hidden_states, token_rows, norm_weight, text_mask, image_sample, norm_eps)
+    if chosen != "reference":
+        return op.run(*arguments, chosen)
     batch, length, _ = hidden_states.shape
     check_token_rows("gather_tokens", token_rows, batch * length)
     check_image_sample("gather_tokens", image_sample, batch)
-    return reference.gather_tokens(hidden_states, token_rows, norm_weight, text_mask, image_sample, norm_eps)
+    return reference.gather_tokens(*arguments)
 
 
 def _request(
@@ -85,7 +89,7 @@ def _request(
 
 def _check(given: tuple[Any, ...], subclass: str | None) -> Request:
     hidden_states, token_rows, norm_weight, text_mask, image_sample = given
-    arguments = Arguments("gather_tokens", leader="hidden_states")
+    arguments = Arguments("gather_tokens", query="hidden_states")
     stream = stream_of(arguments, hidden_states)
     batch, length, width = stream.shape
     images, _ = token_rows_of(arguments, token_rows, stream)
@@ -111,5 +115,13 @@ def _plan(given: tuple[Any, ...], subclass: str | None, norm_eps: float, backend
     return OPERATOR.select(request, backend)
 
 
-OPERATOR: Operator[Request] = Operator("gather_tokens", (Backend("reference"),), _request, typical_request)
+OPERATOR: Operator[Request] = Operator(
+    "gather_tokens",
+    (
+        Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("reference"),
+    ),
+    _request,
+    typical_request,
+)
 register(gather_tokens, OPERATOR)

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._tokens import check_token_rows, stream_of, token_rows_of, typical_request
-from vr_kernels.ops.scatter_add_tokens import reference
+from vr_kernels.ops.scatter_add_tokens import op, reference
 
 __all__ = ["scatter_add_tokens"]
 
@@ -47,7 +48,9 @@ def scatter_add_tokens(
     """
     if torch._C._is_any_autocast_enabled() and isinstance(hidden_states, Tensor) and isinstance(update, Tensor):
         update = update.to(hidden_states.dtype)
-    _plan(signatures(hidden_states, token_rows, update), backend)
+    chosen = _plan(signatures(hidden_states, token_rows, update), backend)
+    if chosen != "reference":
+        return op.run(hidden_states, token_rows, update, chosen)
     check_token_rows("scatter_add_tokens", token_rows, hidden_states.shape[0] * hidden_states.shape[1])
     return reference.scatter_add_tokens(hidden_states, token_rows, update)
 
@@ -58,7 +61,7 @@ def _request(hidden_states: Any, token_rows: Any, update: Any) -> Request:
 
 def _check(given: tuple[Any, ...]) -> Request:
     hidden_states, token_rows, update = given
-    arguments = Arguments("scatter_add_tokens", leader="hidden_states")
+    arguments = Arguments("scatter_add_tokens", query="hidden_states")
     stream = stream_of(arguments, hidden_states)
     expected = (*token_rows_of(arguments, token_rows, stream), stream.shape[2])
     got = arguments.companion("update", update, stream)
@@ -72,5 +75,13 @@ def _plan(given: tuple[Any, ...], backend: str | None) -> str:
     return OPERATOR.select(_check(given), backend)
 
 
-OPERATOR: Operator[Request] = Operator("scatter_add_tokens", (Backend("reference"),), _request, typical_request)
+OPERATOR: Operator[Request] = Operator(
+    "scatter_add_tokens",
+    (
+        Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("reference"),
+    ),
+    _request,
+    typical_request,
+)
 register(scatter_add_tokens, OPERATOR)

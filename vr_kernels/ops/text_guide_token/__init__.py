@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._tokens import stream_of, typical_request
-from vr_kernels.ops.text_guide_token import reference
+from vr_kernels.ops.text_guide_token import op, reference
 
 __all__ = ["text_guide_token"]
 
@@ -40,8 +41,12 @@ def text_guide_token(hidden_states: Tensor, text_mask: Tensor, *, backend: str |
     >>> text_guide_token(hidden_states, torch.tensor([[True, True, False]]))
     (tensor([[3., 5.]]), tensor([True]))
     """
-    _plan(signatures(hidden_states, text_mask), backend)
-    return reference.text_guide_token(hidden_states, text_mask)[0], text_mask.any(1)
+    chosen = _plan(signatures(hidden_states, text_mask), backend)
+    if chosen == "reference":
+        guide, _ = reference.text_guide_token(hidden_states, text_mask)
+    else:
+        guide, _ = op.run(hidden_states, text_mask, chosen)
+    return guide, text_mask.any(1)
 
 
 def _request(hidden_states: Any, text_mask: Any) -> Request:
@@ -50,7 +55,7 @@ def _request(hidden_states: Any, text_mask: Any) -> Request:
 
 def _check(given: tuple[Any, ...]) -> Request:
     hidden_states, text_mask = given
-    arguments = Arguments("text_guide_token", leader="hidden_states")
+    arguments = Arguments("text_guide_token", query="hidden_states")
     stream = stream_of(arguments, hidden_states)
     arguments.tensor("text_mask", text_mask)
     arguments.mask("text_mask", text_mask, stream, stream.shape[:2])
@@ -64,7 +69,10 @@ def _plan(given: tuple[Any, ...], backend: str | None) -> str:
 
 OPERATOR: Operator[Request] = Operator(
     "text_guide_token",
-    (Backend("reference"),),
+    (
+        Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("reference"),
+    ),
     _request,
     typical_request,
 )
