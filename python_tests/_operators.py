@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import vr_kernels
 from python_tests import _oracle
@@ -32,9 +32,16 @@ class Subject:
     # The coverage matrix: how tokens and features are laid out, and each option alone with the outputs asked for.
     forms: dict[str, Draw]
     options: dict[str, tuple[Draw, dict[str, bool]]]
+    autocast: frozenset[str] = frozenset()  # the arguments that autocast casts
 
-    def run(self, backend: str | None) -> Callable[..., Any]:
-        return functools.partial(self.function, backend=backend, **self.outputs)
+    def run(self, backend: str | None) -> Callable[..., tuple[Tensor, ...]]:
+        """The operator by a backend, its outputs a tuple even where there is one."""
+
+        def call(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
+            result = self.function(*arguments, **named, backend=backend, **self.outputs)
+            return result if isinstance(result, tuple) else (result,)
+
+        return call
 
 
 RAGGED = {"ragged": True, "batch": 1, "windows": (3, 2), "window": (2, 3)}
@@ -68,6 +75,7 @@ LOCAL_ATTENTION = Subject(
         "lse": ({}, {"return_lse": True}),
         "weights": ({}, {"return_attention": True}),
     },
+    frozenset({"query", "key", "value"}),
 )
 LOCAL_CROSS_ATTENTION = Subject(
     "local_cross_attention",
@@ -92,6 +100,7 @@ LOCAL_CROSS_ATTENTION = Subject(
         "LayerNorm": ({"norm": "level"}, {}),
         "weights": ({}, {"return_attention": True}),
     },
+    frozenset({"query", "features", "key_weight", "value_weight"}),
 )  # fmt: skip
 
 WINDOWED = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]

@@ -45,13 +45,22 @@ print(*vr_kernels.local_attention(torch.ones(1, 1, 1, 1, 2), torch.ones(1, 2, 2,
 
 def test_public_names_are_those_documented() -> None:
     assert vr_kernels.__all__ == [
+        "BidirectionalTokenAttention",
         "LocalCrossAttention",
         "__version__",
+        "attention_density",
+        "attention_importance",
+        "attention_received",
+        "bidirectional_attention",
         "capture_features",
+        "cls_saliency",
         "deformable_attention",
         "explain",
+        "gather_tokens",
         "local_attention",
         "local_cross_attention",
+        "scatter_add_tokens",
+        "text_guide_token",
         "window_index_from_grid",
     ]
     for name in vr_kernels.__all__:

@@ -2,30 +2,39 @@
 
 from vr_kernels._version import __version__
 from vr_kernels.integrations import capture_features
-from vr_kernels.nn import LocalCrossAttention
+from vr_kernels.nn import BidirectionalTokenAttention, LocalCrossAttention
 from vr_kernels.ops import (
     attention_density,
     attention_importance,
     attention_received,
+    bidirectional_attention,
     cls_saliency,
     deformable_attention,
     explain,
+    gather_tokens,
     local_attention,
     local_cross_attention,
+    scatter_add_tokens,
+    text_guide_token,
     window_index_from_grid,
 )
 
 __all__ = [
+    "BidirectionalTokenAttention",
     "LocalCrossAttention",
     "__version__",
     "attention_density",
     "attention_importance",
     "attention_received",
+    "bidirectional_attention",
     "capture_features",
     "cls_saliency",
     "deformable_attention",
     "explain",
+    "gather_tokens",
     "local_attention",
     "local_cross_attention",
+    "scatter_add_tokens",
+    "text_guide_token",
     "window_index_from_grid",
 ]
