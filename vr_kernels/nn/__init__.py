@@ -1,5 +1,9 @@
 """Modules: parameters and one call to an operator."""
 
 from vr_kernels.nn.local_cross_attention import LocalCrossAttention
+from vr_kernels.nn.vision_token_map import VisionTokenMap
 
-__all__ = ["LocalCrossAttention"]
+__all__ = [
+    "LocalCrossAttention",
+    "VisionTokenMap",
+]
