@@ -3,12 +3,14 @@
 from vr_kernels._version import __version__
 from vr_kernels.nn import (
     LocalCrossAttention,
+    VisionRememberConfig,
     VisionTokenMap,
 )
 from vr_kernels.ops import explain, local_attention, local_cross_attention, window_index_from_grid
 
 __all__ = [
     "LocalCrossAttention",
+    "VisionRememberConfig",
     "VisionTokenMap",
     "__version__",
     "explain",

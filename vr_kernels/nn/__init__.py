@@ -1,9 +1,11 @@
 """Modules: parameters and one call to an operator."""
 
 from vr_kernels.nn.local_cross_attention import LocalCrossAttention
+from vr_kernels.nn.vision_remember_config import VisionRememberConfig
 from vr_kernels.nn.vision_token_map import VisionTokenMap
 
 __all__ = [
     "LocalCrossAttention",
+    "VisionRememberConfig",
     "VisionTokenMap",
 ]
