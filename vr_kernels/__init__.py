@@ -3,6 +3,8 @@
 from vr_kernels._version import __version__
 from vr_kernels.nn import (
     LocalCrossAttention,
+    TokenFeatureCrossAttention,
+    VisionRemember,
     VisionRememberConfig,
     VisionTokenMap,
 )
@@ -10,6 +12,8 @@ from vr_kernels.ops import explain, local_attention, local_cross_attention, wind
 
 __all__ = [
     "LocalCrossAttention",
+    "TokenFeatureCrossAttention",
+    "VisionRemember",
     "VisionRememberConfig",
     "VisionTokenMap",
     "__version__",
