@@ -47,6 +47,10 @@ def test_public_names_are_those_documented() -> None:
     assert vr_kernels.__all__ == [
         "BidirectionalTokenAttention",
         "LocalCrossAttention",
+        "TokenFeatureCrossAttention",
+        "VisionRemember",
+        "VisionRememberConfig",
+        "VisionTokenMap",
         "__version__",
         "attention_density",
         "attention_importance",

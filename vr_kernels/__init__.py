@@ -2,7 +2,14 @@
 
 from vr_kernels._version import __version__
 from vr_kernels.integrations import capture_features
-from vr_kernels.nn import BidirectionalTokenAttention, LocalCrossAttention
+from vr_kernels.nn import (
+    BidirectionalTokenAttention,
+    LocalCrossAttention,
+    TokenFeatureCrossAttention,
+    VisionRemember,
+    VisionRememberConfig,
+    VisionTokenMap,
+)
 from vr_kernels.ops import (
     attention_density,
     attention_importance,
@@ -22,6 +29,10 @@ from vr_kernels.ops import (
 __all__ = [
     "BidirectionalTokenAttention",
     "LocalCrossAttention",
+    "TokenFeatureCrossAttention",
+    "VisionRemember",
+    "VisionRememberConfig",
+    "VisionTokenMap",
     "__version__",
     "attention_density",
     "attention_importance",

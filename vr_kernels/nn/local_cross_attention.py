@@ -116,6 +116,7 @@ class LocalCrossAttention(nn.Module):
         *,
         window_index: Tensor | None = None,
         saliency: Tensor | None = None,
+        attention_bias: Tensor | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Resample ``features`` at the tokens ``query``.
@@ -124,6 +125,7 @@ class LocalCrossAttention(nn.Module):
             query: (B, n_h, n_w, D_q), or (N, D_q) with a ``window_index``.
             features: one tensor or one a level, (B, H, W, D_l) or (M, D_l), widths as ``feature_dims``.
             window_index: (N, K) rows of features, -1 = absent. saliency: (B, H, W) or (M,).
+            attention_bias: (h, K) or (N, h, K), added to the scaled scores.
 
         Returns:
             query's shape with out_dim channels; with ``need_weights`` also the weights (..., h, K).
@@ -148,6 +150,7 @@ class LocalCrossAttention(nn.Module):
             norm_bias=self.norm_bias,
             norm_eps=self.norm_eps,
             norm_groups="level" if self.feature_norm == "level" else "all",
+            attention_bias=attention_bias,
             saliency=saliency,
             saliency_on=self.saliency_on,
             return_attention=need_weights,
