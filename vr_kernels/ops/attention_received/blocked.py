@@ -49,7 +49,7 @@ class TorchPass:
         grad = grad.unsqueeze(-2)
         total = (weights * grad).sum(-1)
         weights *= grad if given_lse else grad - total.unsqueeze(-1)
-        return total  # type: ignore[no-any-return]
+        return total
 
 
 _TORCH_PASS = TorchPass()
@@ -88,7 +88,7 @@ class _Heads:
         q = self.rows(rows)
         out = workspace("received scores", (*q.shape[:2], columns), q.dtype, q.device)
         torch.bmm(q, self.key[:, :columns].mT, out=out)
-        return out.unflatten(1, (self.query.shape[1], -1))
+        return out.view(q.shape[0], self.query.shape[1], -1, columns)
 
 
 def _sequences(tokens: Tensor, cu_seqlens: Tensor | None) -> Iterator[tuple[Any, Any]]:
