@@ -64,27 +64,21 @@ Sequence sequence_of(const AttentionImportance& problem, int64_t s) {
           problem.weights + (packed ? first : s * queries * problem.tokens)};
 }
 
-// One token's keys as float32, where they are or in `staging`.
+// One token's keys as the arithmetic takes them: where they are, or as float32 in `staging`.
 struct Keys {
-  const float* data;
+  DType dtype;
+  const void* data;
   int64_t stride;
 };
 
 Keys load_keys(const AttentionImportance& problem, const char* key, float* staging) {
-  const bool dense = problem.key_stride_channel == 1;
-  if (dense && problem.key_dtype == DType::float32) {
-    return {reinterpret_cast<const float*>(key), problem.key_stride_head};
-  }
-  const WindowMath& math = window_math();
-  if (dense && problem.key_stride_head == problem.width) {
-    math.load(problem.key_dtype, key, 1, problem.kv_heads * problem.width, staging);
-    return {staging, problem.width};
-  }
+  const DType dtype = problem.key_dtype;
+  if (problem.key_stride_channel == 1 && dtype != DType::float16) return {dtype, key, problem.key_stride_head};
   for (int64_t k = 0; k < problem.kv_heads; ++k) {
-    math.load(problem.key_dtype, key + k * problem.key_stride_head * size_of(problem.key_dtype),
-              problem.key_stride_channel, problem.width, staging + k * problem.width);
+    window_math().load(dtype, key + k * problem.key_stride_head * size_of(dtype), problem.key_stride_channel,
+                       problem.width, staging + k * problem.width);
   }
-  return {staging, problem.width};
+  return {DType::float32, staging, problem.width};
 }
 
 // The scaled scores of at most kBlockTokens tokens; `scores` gathers them, lest each go to a cache line of its own.
@@ -100,8 +94,8 @@ void score_tokens(const AttentionImportance& problem, const ImportanceMath& math
     }
     const Keys keys =
         load_keys(problem, sequence.key + n * problem.key_stride_token * size_of(problem.key_dtype), staging);
-    math.dot_heads(sequence.query, queries / problem.kv_heads, keys.data, keys.stride, problem.kv_heads, problem.width,
-                   column, kBlockTokens);
+    math.dot_heads(sequence.query, queries / problem.kv_heads, keys.dtype, keys.data, keys.stride, problem.kv_heads,
+                   problem.width, column, kBlockTokens);
     for (int64_t q = 0; q < queries; ++q) column[q * kBlockTokens] *= problem.scale;
   }
   for (int64_t q = 0; q < queries; ++q) {

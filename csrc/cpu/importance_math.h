@@ -3,13 +3,15 @@
 
 #include <cstdint>
 
+#include "../common/dtype.h"
+
 namespace vr::cpu {
 
 struct ImportanceMath {
   // scores[(k * group + g) * score_stride] = sum_c queries[k][g][c] key[k][c], where key k stands key_stride after the
-  // one before it and the queries are dense.
-  void (*dot_heads)(const float* queries, int64_t group, const float* key, int64_t key_stride, int64_t kv_heads,
-                    int64_t width, float* scores, int64_t score_stride);
+  // one before it, dense, float32 or bfloat16, and the queries are all dense.
+  void (*dot_heads)(const float* queries, int64_t group, DType dtype, const void* key, int64_t key_stride,
+                    int64_t kv_heads, int64_t width, float* scores, int64_t score_stride);
 
   // The largest element; NaNs do not count. -infinity for none.
   float (*largest)(const float* row, int64_t count);

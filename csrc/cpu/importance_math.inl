@@ -65,35 +65,76 @@ inline Vector exponential(Vector x) {
   return x == x ? result : x;
 }
 
-// Where a row is narrower than a register the next smaller one takes the rest.
+typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+// A bfloat16 is the upper half of a float32.
+inline Vector load_vector(const uint16_t* source) {
+  Halves halves;
+  __builtin_memcpy(&halves, source, sizeof(halves));
+  const Words words = __builtin_convertvector(halves, Words) << 16;
+  Vector vector;
+  __builtin_memcpy(&vector, &words, sizeof(vector));
+  return vector;
+}
+
+// At most kLanes elements as float32, where they are or in `staging`.
+inline const float* as_floats(const float* source, int64_t, float*) { return source; }
+
+inline const float* as_floats(const uint16_t* source, int64_t count, float* staging) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t word = uint32_t{source[i]} << 16;
+    __builtin_memcpy(staging + i, &word, sizeof(word));
+  }
+  return staging;
+}
+
+// What a register of kWidth leaves over the next smaller one takes.
 template <int kWidth>
-inline float dot(const float* a, const float* b, int64_t count) {
-  typedef typename Lanes<kWidth>::Type Type;
-  Type sum{};
-  int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
-    Type left, right;
-    __builtin_memcpy(&left, a + i, sizeof(left));
-    __builtin_memcpy(&right, b + i, sizeof(right));
-    sum += left * right;
+inline float dot_rest(const float* a, const float* b, int64_t count) {
+  float total = 0.0f;
+  if (count >= kWidth) {
+    typename Lanes<kWidth>::Type left, right;
+    __builtin_memcpy(&left, a, sizeof(left));
+    __builtin_memcpy(&right, b, sizeof(right));
+    total = Lanes<kWidth>::sum(left * right);
+    a += kWidth, b += kWidth, count -= kWidth;
   }
-  float total = Lanes<kWidth>::sum(sum);
-  if constexpr (kWidth > 1) {
-    if (i < count) total += dot<kWidth / 2>(a + i, b + i, count - i);
-  }
+  if constexpr (kWidth > 1) total += dot_rest<kWidth / 2>(a, b, count);
   return total;
 }
 
-void dot_heads(const float* queries, int64_t group, const float* key, int64_t key_stride, int64_t kv_heads,
-               int64_t width, float* scores, int64_t score_stride) {
+template <typename Key>
+inline float dot(const float* query, const Key* key, int64_t count) {
+  Vector sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) sum += load_vector(query + i) * load_vector(key + i);
+  const float total = Lanes<kLanes>::sum(sum);
+  if (i == count) return total;
+  float staging[kLanes];
+  return total + dot_rest<kLanes / 2>(query + i, as_floats(key + i, count - i, staging), count - i);
+}
+
+template <typename Key>
+inline void dot_heads_as(const float* queries, int64_t group, const Key* key, int64_t key_stride, int64_t kv_heads,
+                         int64_t width, float* scores, int64_t score_stride) {
   for (int64_t k = 0; k < kv_heads; ++k) {
     for (int64_t g = 0; g < group; ++g) {
-      *scores = dot<kLanes>(queries, key, width);
+      *scores = dot(queries, key, width);
       queries += width;
       scores += score_stride;
     }
     key += key_stride;
   }
+}
+
+void dot_heads(const float* queries, int64_t group, DType dtype, const void* key, int64_t key_stride, int64_t kv_heads,
+               int64_t width, float* scores, int64_t score_stride) {
+  if (dtype == DType::bfloat16) {
+    const uint16_t* halves = static_cast<const uint16_t*>(key);
+    return dot_heads_as(queries, group, halves, key_stride, kv_heads, width, scores, score_stride);
+  }
+  dot_heads_as(queries, group, static_cast<const float*>(key), key_stride, kv_heads, width, scores, score_stride);
 }
 
 float largest(const float* row, int64_t count) {
