@@ -196,5 +196,7 @@ def backward(
 
 
 def _by_head(rows: Tensor, like: Tensor) -> Tensor:
-    """(n, heads) as a dense (kv heads, groups, n) in the dtype of ``like`` (kv heads, groups, ...)."""
-    return rows.T.to(like.dtype).contiguous().view(*like.shape[:2], -1)
+    """(n, heads) as (kv heads, groups, n) in the dtype of ``like`` (kv heads, groups, ...)."""
+    # Not contiguous(): where n is one that leaves the strides as they are, and kernels go by them.
+    dense = like.new_empty(*like.shape[:2], rows.shape[0])
+    return dense.copy_(rows.T.unflatten(0, like.shape[:2]))
