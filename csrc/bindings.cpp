@@ -73,6 +73,7 @@ PYBIND11_MODULE(_C, m) {
   vr::cpu::set_isa_from_environment();
   vr::bind_local_attention(m);
   vr::bind_deformable_attention(m);
+  vr::bind_importance(m);
   vr::bind_tokens(m);
   m.def("cpu_features", &vr::cpu_features, "The instruction sets of this processor, and the one in use.");
   m.def("isa", [] { return vr::cpu::name_of(vr::cpu::current_isa()); }, "The instruction set in use.");

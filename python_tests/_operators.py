@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import vr_kernels
-from python_tests import _oracle
+from python_tests import _importance, _oracle
 from python_tests._cases import Call, attention_call, cross_attention_call
 from vr_kernels.ops._dispatch import operators
 
@@ -103,8 +103,58 @@ LOCAL_CROSS_ATTENTION = Subject(
     frozenset({"query", "features", "key_weight", "value_weight"}),
 )  # fmt: skip
 
+TOKEN_SIZES = ({"batch": 5, "tokens": 13}, {"batch": 7, "tokens": 11}, {"batch": 9, "tokens": 17})
+
+ATTENTION_IMPORTANCE = Subject(
+    "attention_importance",
+    vr_kernels.attention_importance,
+    _importance.attention_importance,
+    _importance.importance_call,
+    {},
+    {
+        "plain": {},
+        "packed": {"packed": True, "reduce_heads": None},
+        "scores": {"mask": True, "normalize": "none", "reduce_rows": "sum"},
+        "everything": {"mask": True, "reduce_heads": "sum", "scale": 0.7},
+    },
+    TOKEN_SIZES,
+    {"padded": {}, "masked": {"mask": True}, "packed": {"packed": True, "batch": 3}},
+    {
+        "plain": ({"kv_heads": 4}, {}),
+        "GQA": ({"kv_heads": 2}, {}),
+        "one row": ({"rows": 1}, {}),
+        "scores": ({"normalize": "none"}, {}),
+        "heads": ({"reduce_heads": None}, {}),
+    },
+    frozenset({"query_rows", "key"}),
+)
+ATTENTION_RECEIVED = Subject(
+    "attention_received",
+    vr_kernels.attention_received,
+    _importance.attention_received,
+    _importance.received_call,
+    {},
+    {
+        "plain": {},
+        "causal": {"causal": True, "reduce_heads": None},
+        "packed": {"packed": True},
+        "everything": {"packed": True, "causal": True, "lse": True, "reduce_heads": "sum", "scale": 0.3},
+    },
+    TOKEN_SIZES,
+    {"padded": {}, "packed": {"packed": True, "batch": 3}},
+    {
+        "plain": ({"kv_heads": 4}, {}),
+        "GQA": ({"kv_heads": 2}, {}),
+        "causal": ({"causal": True}, {}),
+        "lse": ({"lse": True}, {}),
+        "heads": ({"reduce_heads": None}, {}),
+    },
+    frozenset({"query", "key"}),
+)
+
 WINDOWED = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]
-SUBJECTS = [*WINDOWED]
+IMPORTANCE = [ATTENTION_IMPORTANCE, ATTENTION_RECEIVED]
+SUBJECTS = [*WINDOWED, *IMPORTANCE]
 
 
 def backends_of(subject: Subject, device: str = "cpu") -> list[str]:
