@@ -98,7 +98,7 @@ def test_a_float32_weight_of_a_narrow_stream_obeys_the_error_rule(
 
 
 @kernels
-@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 65])
+@pytest.mark.parametrize("tokens", [1, 3, 33])
 def test_sums_over_any_number_of_rows_obey_the_error_rule(subject: Subject, backend: str, tokens: int) -> None:
     assert_obeys_the_error_rule(
         subject.run(backend),
