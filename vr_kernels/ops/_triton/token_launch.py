@@ -11,8 +11,8 @@ from vr_kernels.ops._token_kernel import TokenProblem
 from vr_kernels.ops._tokens import TokenRequest
 from vr_kernels.ops._triton import support
 
-# A row waits in registers: 64 numbers a thread of eight warps.
-LARGEST_WIDTH = 16384
+# A row waits in registers: 16 numbers a thread of sixteen warps.
+LARGEST_WIDTH = 8192
 
 
 def refuses(request: TokenRequest) -> str | None:
@@ -142,6 +142,6 @@ def _rows(problem: TokenProblem) -> dict[str, Any]:
 
 
 def _row_block(width: int) -> dict[str, int]:
-    """The smallest power of two that holds a row, and warps of up to 16 numbers a thread."""
+    """The smallest power of two that holds a row, and eight numbers of it a thread while there are warps."""
     block = max(16, 1 << (width - 1).bit_length())
-    return {"WIDTH": width, "BLOCK_D": block, "num_warps": min(8, max(1, block // 512))}
+    return {"WIDTH": width, "BLOCK_D": block, "num_warps": min(16, max(1, block // 256))}
