@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import vr_kernels
-from python_tests import _importance, _oracle
+from python_tests import _importance, _oracle, _token_cases
 from python_tests._cases import Call, attention_call, cross_attention_call
 from vr_kernels.ops._dispatch import operators
 
@@ -152,9 +152,49 @@ ATTENTION_RECEIVED = Subject(
     frozenset({"query", "key"}),
 )
 
+STREAM_SIZES = (
+    {"batch": 3, "length": 13, "width": 8, "tokens": 5},
+    {"batch": 2, "length": 17, "width": 11, "tokens": 3},
+    {"batch": 5, "length": 12, "width": 6, "tokens": 4},
+)
+TEXT_GUIDE_TOKEN = Subject(
+    "text_guide_token",
+    vr_kernels.text_guide_token,
+    _token_cases.text_guide_token,
+    _token_cases.text_guide_call,
+    {},
+    {"plain": {}, "everything": {"ties": True}},
+    tuple({k: v for k, v in sizes.items() if k != "tokens"} for sizes in STREAM_SIZES),
+    {"stream": {}},
+    {"plain": ({}, {}), "ties": ({"ties": True}, {})},
+)
+GATHER_TOKENS = Subject(
+    "gather_tokens",
+    vr_kernels.gather_tokens,
+    _token_cases.gather_tokens,
+    _token_cases.gather_call,
+    {},
+    {"plain": {}, "everything": {"norm": True, "guide": True, "images": 7}},
+    STREAM_SIZES,
+    {"image a sample": {}, "image_sample": {"images": 5}},
+    {"plain": ({}, {}), "norm": ({"norm": True}, {}), "guide": ({"guide": True, "norm": True}, {})},
+)
+SCATTER_ADD_TOKENS = Subject(
+    "scatter_add_tokens",
+    vr_kernels.scatter_add_tokens,
+    _token_cases.scatter_add_tokens,
+    _token_cases.scatter_call,
+    {},
+    {"plain": {}, "everything": {"images": 7}},
+    STREAM_SIZES,
+    {"image a sample": {}, "images": {"images": 5}},
+    {"plain": ({}, {})},
+)
+
+TOKENS = [TEXT_GUIDE_TOKEN, GATHER_TOKENS, SCATTER_ADD_TOKENS]
 WINDOWED = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]
 IMPORTANCE = [ATTENTION_IMPORTANCE, ATTENTION_RECEIVED]
-SUBJECTS = [*WINDOWED, *IMPORTANCE]
+SUBJECTS = [*WINDOWED, *IMPORTANCE, *TOKENS]
 
 
 def backends_of(subject: Subject, device: str = "cpu") -> list[str]:

@@ -10,10 +10,6 @@ from torch import Tensor
 
 from vr_kernels.ops._window_kernel import plain, unit_inner
 
-# The gradient of a norm's weight is summed in parts of so many rows, and then over the parts: in an order that depends
-# on nothing but the sizes. csrc/common/tokens.h says the same.
-ROWS_PER_PART = 32
-
 
 @dataclass(frozen=True)
 class TokenProblem:
@@ -47,6 +43,10 @@ class TokenKernel(Protocol):
     A number that is no row or sample is padding: zeros, never read. No result depends on the order of threads.
     """
 
+    # The gradient of a norm's weight is summed in parts of so many rows, and then over the parts: in an order that
+    # depends on nothing but the sizes.
+    rows_per_part: int
+
     def text_guide(self, problem: TokenProblem, text_mask: Tensor, guide: Tensor, text_row: Tensor) -> None:
         """guide (B, D): the largest number of each channel over the rows of text_mask (B, T); text_row int64: where.
 
@@ -68,7 +68,7 @@ class TokenKernel(Protocol):
         grad_stream: Tensor | None,
         grad_weight: Tensor | None,
     ) -> None:
-        """Into grad_stream (B, T, D), zeros so far, and grad_weight (parts, D) float32, of ROWS_PER_PART rows each."""
+        """Into grad_stream (B, T, D), zeros so far, and grad_weight (parts, D) float32, of rows_per_part rows each."""
 
     def scatter_add(self, problem: TokenProblem, update: Tensor, out: Tensor) -> None:
         """out (B, T, D): the stream, update (I, N, D) added to its rows; adding zero leaves every bit."""

@@ -14,6 +14,8 @@ from vr_kernels.ops._token_kernel import TokenProblem
 class NativeTokens:
     """``TokenKernel`` by csrc/cpu. A call's tensors live in the caller's locals until it returns."""
 
+    rows_per_part = 32  # csrc/common/tokens.h says the same
+
     def text_guide(self, problem: TokenProblem, text_mask: Tensor, guide: Tensor, text_row: Tensor) -> None:
         module().text_guide(_struct(problem), address(text_mask), address(guide), address(text_row))
 

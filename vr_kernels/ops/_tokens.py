@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,8 +29,16 @@ def token_rows_of(arguments: Arguments, value: Any, stream: Signature) -> tuple[
     return got.shape[0], got.shape[1]
 
 
-def typical_request(device: str, dtype: torch.dtype) -> Request:
-    return Request(device, dtype)
+@dataclass(frozen=True, kw_only=True)
+class TokenRequest(Request):
+    """A call on a stream's rows, as its backends see it."""
+
+    width: int
+
+
+def typical_request(device: str, dtype: torch.dtype) -> TokenRequest:
+    """The stream of Vision Remember's smallest language model."""
+    return TokenRequest(device, dtype, width=896)
 
 
 def is_readable(index: Tensor) -> bool:

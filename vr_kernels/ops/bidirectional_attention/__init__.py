@@ -11,7 +11,7 @@ from torch import Tensor
 from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._registration import cast_for_autocast
-from vr_kernels.ops._tokens import is_readable, typical_request
+from vr_kernels.ops._tokens import is_readable
 from vr_kernels.ops.bidirectional_attention import reference, sdpa
 from vr_kernels.ops.bidirectional_attention.sequences import attend_packed, attend_padded
 
@@ -168,6 +168,6 @@ OPERATOR: Operator[Request] = Operator(
         Backend("reference", passed_over=lambda request: "the definition"),
     ),
     _request,
-    typical_request,
+    Request,
 )
 register(bidirectional_attention, OPERATOR)

@@ -8,15 +8,17 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, Request, register
+from vr_kernels.ops._dispatch import Backend, Operator, register
 from vr_kernels.ops._registration import wrapped
 from vr_kernels.ops._tokens import (
+    TokenRequest,
     check_image_sample,
     check_token_rows,
     stream_of,
     token_rows_of,
     typical_request,
 )
+from vr_kernels.ops._triton import support, token_launch
 from vr_kernels.ops.gather_tokens import op, reference
 
 __all__ = ["gather_tokens"]
@@ -83,11 +85,11 @@ def _request(
     text_mask: Any = None,
     image_sample: Any = None,
     **options: Any,
-) -> Request:
+) -> TokenRequest:
     return _check(signatures(hidden_states, token_rows, norm_weight, text_mask, image_sample), wrapped(norm_weight))
 
 
-def _check(given: tuple[Any, ...], subclass: str | None) -> Request:
+def _check(given: tuple[Any, ...], subclass: str | None) -> TokenRequest:
     hidden_states, token_rows, norm_weight, text_mask, image_sample = given
     arguments = Arguments("gather_tokens", query="hidden_states")
     stream = stream_of(arguments, hidden_states)
@@ -104,7 +106,7 @@ def _check(given: tuple[Any, ...], subclass: str | None) -> Request:
             f"token_rows has {images} images, hidden_states {batch} samples, and image_sample is None; "
             "give the sample of each image"
         )
-    return Request(stream.device.type, stream.dtype, subclass)
+    return TokenRequest(stream.device.type, stream.dtype, subclass, width=stream.shape[2])
 
 
 @remember
@@ -115,10 +117,11 @@ def _plan(given: tuple[Any, ...], subclass: str | None, norm_eps: float, backend
     return OPERATOR.select(request, backend)
 
 
-OPERATOR: Operator[Request] = Operator(
+OPERATOR: Operator[TokenRequest] = Operator(
     "gather_tokens",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("triton", refuses=token_launch.refuses, passed_over=support.experimental),
         Backend("reference"),
     ),
     _request,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._token_kernel import ROWS_PER_PART, TokenKernel, TokenProblem
+from vr_kernels.ops._token_kernel import TokenKernel, TokenProblem
 from vr_kernels.ops._tokens import check_image_sample, check_token_rows
 from vr_kernels.ops.text_guide_token import driver as text_guide
 
@@ -57,7 +57,7 @@ def backward(
     width = hidden_states.shape[-1]
     nothing = hidden_states.new_empty(0)
     grad_stream = hidden_states.new_zeros(hidden_states.shape) if needs_stream else None
-    parts = -(-grad_out.shape[0] * grad_out.shape[1] // ROWS_PER_PART)
+    parts = -(-grad_out.shape[0] * grad_out.shape[1] // kernel.rows_per_part)
     grad_weight = hidden_states.new_empty(parts, width, dtype=torch.float32) if needs_weight else None
     problem = TokenProblem.prepare(hidden_states, token_rows, image_sample, norm_weight, norm_eps)
     has_guide = grad_out.shape[1] > token_rows.shape[1]

@@ -17,6 +17,7 @@ from vr_kernels.ops._registration import (
 )
 from vr_kernels.ops._token_kernel import TokenKernel
 from vr_kernels.ops._token_native import NativeTokens
+from vr_kernels.ops._triton.token_launch import TritonTokens
 from vr_kernels.ops.gather_tokens import driver
 
 # Returns the rows, their inverse root mean squares and the rows of the guide's channels: backward needs both.
@@ -28,7 +29,7 @@ BACKWARD_SCHEMA = """gather_tokens_backward(Tensor grad_out, Tensor hidden_state
  Tensor? norm_weight, Tensor? image_sample, Tensor inverse_rms, Tensor text_row, float norm_eps, bool[] needs,
  str backend) -> (Tensor, Tensor)"""
 
-KERNELS: dict[str, TokenKernel] = {"cpu": NativeTokens()}
+KERNELS: dict[str, TokenKernel] = {"cpu": NativeTokens(), "triton": TritonTokens()}
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, Request, register
-from vr_kernels.ops._tokens import check_token_rows, stream_of, token_rows_of, typical_request
+from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._tokens import TokenRequest, check_token_rows, stream_of, token_rows_of, typical_request
+from vr_kernels.ops._triton import support, token_launch
 from vr_kernels.ops.scatter_add_tokens import op, reference
 
 __all__ = ["scatter_add_tokens"]
@@ -55,11 +56,11 @@ def scatter_add_tokens(
     return reference.scatter_add_tokens(hidden_states, token_rows, update)
 
 
-def _request(hidden_states: Any, token_rows: Any, update: Any) -> Request:
+def _request(hidden_states: Any, token_rows: Any, update: Any) -> TokenRequest:
     return _check(signatures(hidden_states, token_rows, update))
 
 
-def _check(given: tuple[Any, ...]) -> Request:
+def _check(given: tuple[Any, ...]) -> TokenRequest:
     hidden_states, token_rows, update = given
     arguments = Arguments("scatter_add_tokens", query="hidden_states")
     stream = stream_of(arguments, hidden_states)
@@ -67,7 +68,7 @@ def _check(given: tuple[Any, ...]) -> Request:
     got = arguments.companion("update", update, stream)
     if got.shape != expected:
         raise arguments.error(f"update has shape {got.shape}; it must be (I, N, D) = {expected}")
-    return Request(stream.device.type, stream.dtype)
+    return TokenRequest(stream.device.type, stream.dtype, width=stream.shape[2])
 
 
 @remember
@@ -75,10 +76,11 @@ def _plan(given: tuple[Any, ...], backend: str | None) -> str:
     return OPERATOR.select(_check(given), backend)
 
 
-OPERATOR: Operator[Request] = Operator(
+OPERATOR: Operator[TokenRequest] = Operator(
     "scatter_add_tokens",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("triton", refuses=token_launch.refuses, passed_over=support.experimental),
         Backend("reference"),
     ),
     _request,

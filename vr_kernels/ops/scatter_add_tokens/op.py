@@ -16,6 +16,7 @@ from vr_kernels.ops._registration import (
 )
 from vr_kernels.ops._token_kernel import TokenKernel
 from vr_kernels.ops._token_native import NativeTokens
+from vr_kernels.ops._triton.token_launch import TritonTokens
 from vr_kernels.ops.scatter_add_tokens import driver
 
 SCHEMA = "scatter_add_tokens(Tensor hidden_states, Tensor token_rows, Tensor update, str backend) -> Tensor"
@@ -23,7 +24,7 @@ SCHEMA = "scatter_add_tokens(Tensor hidden_states, Tensor token_rows, Tensor upd
 # The gradient of update alone: that of hidden_states is grad_out itself.
 BACKWARD_SCHEMA = "scatter_add_tokens_backward(Tensor grad_out, Tensor token_rows, str backend) -> Tensor"
 
-KERNELS: dict[str, TokenKernel] = {"cpu": NativeTokens()}
+KERNELS: dict[str, TokenKernel] = {"cpu": NativeTokens(), "triton": TritonTokens()}
 
 
 def forward(hidden_states: Tensor, token_rows: Tensor, update: Tensor, backend: str) -> Tensor:

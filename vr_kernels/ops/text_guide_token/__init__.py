@@ -8,8 +8,9 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, Request, register
-from vr_kernels.ops._tokens import stream_of, typical_request
+from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._tokens import TokenRequest, stream_of, typical_request
+from vr_kernels.ops._triton import support, token_launch
 from vr_kernels.ops.text_guide_token import op, reference
 
 __all__ = ["text_guide_token"]
@@ -49,17 +50,17 @@ def text_guide_token(hidden_states: Tensor, text_mask: Tensor, *, backend: str |
     return guide, text_mask.any(1)
 
 
-def _request(hidden_states: Any, text_mask: Any) -> Request:
+def _request(hidden_states: Any, text_mask: Any) -> TokenRequest:
     return _check(signatures(hidden_states, text_mask))
 
 
-def _check(given: tuple[Any, ...]) -> Request:
+def _check(given: tuple[Any, ...]) -> TokenRequest:
     hidden_states, text_mask = given
     arguments = Arguments("text_guide_token", query="hidden_states")
     stream = stream_of(arguments, hidden_states)
     arguments.tensor("text_mask", text_mask)
     arguments.mask("text_mask", text_mask, stream, stream.shape[:2])
-    return Request(stream.device.type, stream.dtype)
+    return TokenRequest(stream.device.type, stream.dtype, width=stream.shape[2])
 
 
 @remember
@@ -67,10 +68,11 @@ def _plan(given: tuple[Any, ...], backend: str | None) -> str:
     return OPERATOR.select(_check(given), backend)
 
 
-OPERATOR: Operator[Request] = Operator(
+OPERATOR: Operator[TokenRequest] = Operator(
     "text_guide_token",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("triton", refuses=token_launch.refuses, passed_over=support.experimental),
         Backend("reference"),
     ),
     _request,

@@ -16,13 +16,14 @@ from vr_kernels.ops._registration import (
 )
 from vr_kernels.ops._token_kernel import TokenKernel
 from vr_kernels.ops._token_native import NativeTokens
+from vr_kernels.ops._triton.token_launch import TritonTokens
 from vr_kernels.ops.text_guide_token import driver
 
 # Returns the guide and the row of each of its channels, which backward needs.
 SCHEMA = "text_guide_token(Tensor hidden_states, Tensor text_mask, str backend) -> (Tensor, Tensor)"
 BACKWARD_SCHEMA = "text_guide_token_backward(Tensor grad_guide, Tensor text_row, SymInt length) -> Tensor"
 
-KERNELS: dict[str, TokenKernel] = {"cpu": NativeTokens()}
+KERNELS: dict[str, TokenKernel] = {"cpu": NativeTokens(), "triton": TritonTokens()}
 
 
 def forward(hidden_states: Tensor, text_mask: Tensor, backend: str) -> tuple[Tensor, Tensor]:
