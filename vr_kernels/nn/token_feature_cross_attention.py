@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from vr_kernels.nn._linear import plain_linear, scaled
 from vr_kernels.nn._literal_attention import LiteralLocalAttention
-from vr_kernels.nn._map_features import as_table, as_tiles, check_leading_shape, checked_levels
-from vr_kernels.nn._stream import add_to_rows, check_stream, read_rows
+from vr_kernels.nn._map_inputs import as_table, as_tiles, check_leading_shape, check_stream, checked_levels
 from vr_kernels.nn.local_cross_attention import LocalCrossAttention
 from vr_kernels.nn.vision_remember_config import VisionRememberConfig
 from vr_kernels.nn.vision_token_map import VisionTokenMap
+from vr_kernels.ops import gather_tokens, scatter_add_tokens
 
 NAME = "TokenFeatureCrossAttention"
 
@@ -123,11 +123,17 @@ class TokenFeatureCrossAttention(nn.Module):
             ValueError: what does not fit the map or the config.
         """
         levels = self._check(hidden_states, vision_map, features, saliency)
-        query = self.expansion(self.query_norm(read_rows(hidden_states, vision_map.rows)))  # (V, C)
+        rows = vision_map.rows[None]  # (1, V): all images as one, for here each token is alone
+        norm = self.query_norm
+        if type(norm) is nn.RMSNorm:
+            tokens = gather_tokens(hidden_states, rows, norm_weight=norm.weight, norm_eps=self.config.norm_eps)
+        else:
+            tokens = norm(gather_tokens(hidden_states, rows))
+        query = self.expansion(tokens[0])  # (V, C)
         update = self.contraction(self._attend(query, vision_map, levels, saliency))  # (V, D)
         if self.gate is not None:
             update = update * self.gate.tanh()
-        return add_to_rows(hidden_states, vision_map.rows, update)
+        return scatter_add_tokens(hidden_states, rows, update[None])
 
     def _attend(
         self, query: Tensor, vision_map: VisionTokenMap, levels: list[Tensor], saliency: Tensor | None
@@ -203,6 +209,13 @@ class TokenFeatureCrossAttention(nn.Module):
         self.expansion = nn.Sequential(*list(self.expansion)[:-1]) if mlp else nn.Identity()  # type: ignore[call-overload]
         self.contraction, self.gate = nn.Identity(), None
         return self
+
+    def extra_repr(self) -> str:
+        config = self.config
+        return (
+            f"{config.hidden_size}, {config.feature_dims}, interaction={config.interaction!r}, "
+            f"residual={config.residual!r}, saliency={config.saliency!r}, window_position={config.window_position!r}"
+        )
 
 
 def _attention(config: VisionRememberConfig, backend: str | None, factory: dict[str, Any]) -> nn.Module:

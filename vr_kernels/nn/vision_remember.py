@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vr_kernels.nn._stream import check_stream
+from vr_kernels.nn._map_inputs import check_stream
+from vr_kernels.nn.bidirectional_token_attention import BidirectionalTokenAttention
 from vr_kernels.nn.token_feature_cross_attention import TokenFeatureCrossAttention
 from vr_kernels.nn.vision_remember_config import VisionRememberConfig
 from vr_kernels.nn.vision_token_map import VisionTokenMap
@@ -39,7 +39,7 @@ class VisionRemember(nn.Module):
     """
 
     cross_attention: TokenFeatureCrossAttention | None
-    bidirectional: nn.Module | None
+    bidirectional: BidirectionalTokenAttention | None
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class VisionRemember(nn.Module):
         if "cross_attention" in config.layers:
             self.cross_attention = TokenFeatureCrossAttention(config, backend=backend, device=device, dtype=dtype)
         if "bidirectional" in config.layers:
-            layer = importlib.import_module("vr_kernels.nn.bidirectional_token_attention").BidirectionalTokenAttention
-            self.bidirectional = layer(
+            assert config.num_attention_heads is not None
+            self.bidirectional = BidirectionalTokenAttention(
                 config.hidden_size,
                 config.num_attention_heads,
                 head_dim=config.bidirectional_head_dim,
@@ -73,7 +73,7 @@ class VisionRemember(nn.Module):
         """As the two layers do themselves."""
         for layer in (self.cross_attention, self.bidirectional):
             if layer is not None:
-                layer.reset_parameters()  # type: ignore[operator]
+                layer.reset_parameters()
 
     def forward(
         self,
@@ -132,3 +132,6 @@ class VisionRemember(nn.Module):
         if self.cross_attention is not None:
             self.cross_attention.fold_()
         return self
+
+    def extra_repr(self) -> str:
+        return f"layers={self.config.layers}, text_guide={self.config.text_guide!r}"

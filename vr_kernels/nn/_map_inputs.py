@@ -1,4 +1,4 @@
-"""Encoder features as a ``VisionTokenMap`` addresses them: a table of rows, or the tiles' grid."""
+"""The stream and the features that a ``VisionTokenMap`` was made for: their checks, and the features' two forms."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vr_kernels.nn.vision_token_map import VisionTokenMap
+
+
+def check_stream(operation: str, hidden_states: Tensor, vision_map: VisionTokenMap, hidden_size: int) -> None:
+    """Refuse a stream that is not (B, T, D), or for whose B, T or device the map was not made."""
+    shape = tuple(hidden_states.shape)
+    if len(shape) != 3 or shape[2] != hidden_size:
+        raise ValueError(f"{operation}: hidden_states has shape {shape}; it must be (B, T, D) with D = {hidden_size}")
+    if shape[:2] != tuple(vision_map.sequence_shape):
+        raise ValueError(
+            f"{operation}: hidden_states has (B, T) = {shape[:2]}, the map was made for {vision_map.sequence_shape}; "
+            "the vision tokens stand elsewhere (decoding steps have none: leave the block out)"
+        )
+    if hidden_states.device != vision_map.rows.device:
+        raise ValueError(
+            f"{operation}: hidden_states is on {hidden_states.device}, the map is on {vision_map.rows.device}; "
+            "move the map with to()"
+        )
 
 
 def checked_levels(
