@@ -99,7 +99,7 @@ class GlobalCrossAttention(ProjectedCrossAttention):
         out = self.out_proj(out.transpose(1, 2).flatten(2)).unflatten(1, query.shape[1:3])  # (B, n_h, n_w, out_dim)
         if need_weights:
             return out, weights.transpose(1, 2).unflatten(1, query.shape[1:3])
-        return out
+        return out  # type: ignore[no-any-return]
 
     def _keys_and_values(self, levels: list[Tensor], saliency: Tensor | None) -> tuple[Tensor, Tensor]:
         joined = joined_features(levels, self.norm_weight, self.norm_bias, self.norm_eps, self.norm_groups)
@@ -117,7 +117,7 @@ class GlobalCrossAttention(ProjectedCrossAttention):
 
     def _heads(self, rows: Tensor) -> Tensor:
         """(B, N, h*d) -> (B, h, N, d)"""
-        return rows.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return rows.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

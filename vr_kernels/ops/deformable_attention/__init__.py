@@ -53,7 +53,7 @@ def deformable_attention(
 
     >>> import torch
     >>> value = [torch.ones(1, 4, 4, 2, 8), torch.ones(1, 2, 2, 2, 8)]  # two levels, 2 heads
-    >>> places, weights = torch.full((1, 3, 2, 2, 5, 2), 0.5), torch.full((1, 3, 2, 2, 5), 0.1)
+    >>> places, weights = torch.full((1, 3, 2, 2, 4, 2), 0.5), torch.full((1, 3, 2, 2, 4), 1 / 8)
     >>> out = deformable_attention(value, places, weights)
     >>> out.shape, out.unique()
     (torch.Size([1, 3, 2, 8]), tensor([1.]))

@@ -26,4 +26,4 @@ def deformable_attention(value: Sequence[Tensor], sampling_locations: Tensor, at
     ]  # L of (B*h, d, Q, P)
     weights = attention_weights.to(dtype).transpose(1, 2).reshape(batch * heads, 1, queries, -1)  # (B*h, 1, Q, L*P)
     out = (torch.cat(samples, -1) * weights).sum(-1)  # (B*h, d, Q)
-    return out.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).to(value[0].dtype)
+    return out.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).to(value[0].dtype)  # type: ignore[no-any-return]
