@@ -53,7 +53,7 @@ def deformable_attention(
 
     >>> import torch
     >>> value = [torch.ones(1, 4, 4, 2, 8), torch.ones(1, 2, 2, 2, 8)]  # two levels, 2 heads
-    >>> places, weights = torch.full((1, 3, 2, 2, 5, 2), 0.5), torch.full((1, 3, 2, 2, 5), 0.1)
+    >>> places, weights = torch.full((1, 3, 2, 2, 4, 2), 0.5), torch.full((1, 3, 2, 2, 4), 1 / 8)
     >>> out = deformable_attention(value, places, weights)
     >>> out.shape, out.unique()
     (torch.Size([1, 3, 2, 8]), tensor([1.]))
@@ -74,6 +74,7 @@ class DeformableRequest(Request):
     """A deformable attention call, as its backends see it."""
 
     deterministic: bool  # whether torch was asked to compute so
+    empty: bool = False  # no image, or a level without features
 
 
 def _check(given: tuple[Any, ...], deterministic: bool) -> DeformableRequest:
@@ -89,7 +90,8 @@ def _check(given: tuple[Any, ...], deterministic: bool) -> DeformableRequest:
     arguments.auxiliary("sampling_locations", locations, levels[0], [(*shape, 2)])
     arguments.tensor("attention_weights", weights)
     arguments.auxiliary("attention_weights", weights, levels[0], [shape])
-    return DeformableRequest(levels[0].device.type, levels[0].dtype, deterministic=deterministic)
+    empty = batch == 0 or any(level.shape[1] * level.shape[2] == 0 for level in levels)
+    return DeformableRequest(levels[0].device.type, levels[0].dtype, deterministic=deterministic, empty=empty)
 
 
 def _check_levels(arguments: Arguments, values: Sequence[Any]) -> list[Signature]:
@@ -125,6 +127,10 @@ def _plan(given: tuple[Any, ...], deterministic: bool, backend: str | None) -> s
     return OPERATOR.select(_check(given, deterministic), backend)
 
 
+def _refuses_empty(request: DeformableRequest) -> str | None:
+    return "grid_sample takes no empty batch and no level without features" if request.empty else None
+
+
 def _atomic(request: DeformableRequest) -> str | None:
     if request.device == "cuda" and request.deterministic:
         return "torch is asked for deterministic algorithms, and grid_sample's gradient on CUDA is a sum of atomics"
@@ -139,7 +145,7 @@ OPERATOR: Operator[DeformableRequest] = Operator(
     "deformable_attention",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("grid_sample", passed_over=_atomic),
+        Backend("grid_sample", refuses=_refuses_empty, passed_over=_atomic),
         Backend("reference"),
     ),
     _request,

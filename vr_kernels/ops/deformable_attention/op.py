@@ -88,7 +88,7 @@ class EagerDeformableAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
         return None, *_gradients(grad_out, ctx.saved_tensors, ctx.needs_input_grad[1:], ctx.backend)
 
 
