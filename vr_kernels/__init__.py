@@ -3,12 +3,25 @@
 from vr_kernels._version import __version__
 from vr_kernels.integrations import capture_features
 from vr_kernels.nn import LocalCrossAttention
-from vr_kernels.ops import explain, local_attention, local_cross_attention, window_index_from_grid
+from vr_kernels.ops import (
+    attention_density,
+    attention_importance,
+    attention_received,
+    cls_saliency,
+    explain,
+    local_attention,
+    local_cross_attention,
+    window_index_from_grid,
+)
 
 __all__ = [
     "LocalCrossAttention",
     "__version__",
+    "attention_density",
+    "attention_importance",
+    "attention_received",
     "capture_features",
+    "cls_saliency",
     "explain",
     "local_attention",
     "local_cross_attention",

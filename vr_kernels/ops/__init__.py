@@ -2,7 +2,19 @@
 
 from vr_kernels.ops._dispatch import explain
 from vr_kernels.ops._windows import window_index_from_grid
+from vr_kernels.ops.attention_importance import attention_importance
+from vr_kernels.ops.attention_received import attention_density, attention_received
 from vr_kernels.ops.local_attention import local_attention
 from vr_kernels.ops.local_cross_attention import local_cross_attention
+from vr_kernels.ops.saliency import cls_saliency
 
-__all__ = ["explain", "local_attention", "local_cross_attention", "window_index_from_grid"]
+__all__ = [
+    "attention_density",
+    "attention_importance",
+    "attention_received",
+    "cls_saliency",
+    "explain",
+    "local_attention",
+    "local_cross_attention",
+    "window_index_from_grid",
+]

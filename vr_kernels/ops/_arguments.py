@@ -62,10 +62,14 @@ def _equal(shape: Sequence[int], other: Sequence[int]) -> bool:
 
 
 class Arguments:
-    """The checks of one operator's call; every message starts with the operator's name."""
+    """The checks of one operator's call; every message starts with the operator's name.
 
-    def __init__(self, operator: str) -> None:
+    ``query`` names the argument whose dtype and device the others share.
+    """
+
+    def __init__(self, operator: str, query: str = "query") -> None:
         self.operator = operator
+        self.query = query
 
     def error(self, message: str) -> ValueError:
         return ValueError(f"{self.operator}: {message}")
@@ -88,13 +92,13 @@ class Arguments:
     def same_device(self, name: str, got: Signature, query: Signature) -> None:
         if got.device != query.device:
             raise self.error(
-                f"{name} is on {got.device}, query is on {query.device}; all tensors must share one device"
+                f"{name} is on {got.device}, {self.query} is on {query.device}; all tensors must share one device"
             )
 
     def same_dtype(self, name: str, got: Signature, query: Signature) -> None:
         if got.dtype != query.dtype:
             raise TypeError(
-                f"{self.operator}: {name} is {got.dtype}, query is {query.dtype}; they must share one dtype"
+                f"{self.operator}: {name} is {got.dtype}, {self.query} is {query.dtype}; they must share one dtype"
             )
 
     def companion(self, name: str, value: Any, query: Signature) -> Signature:
@@ -121,6 +125,11 @@ class Arguments:
     def number(self, name: str, value: Any) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat))):
             raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a number or None")
+
+    def choice(self, name: str, value: Any, allowed: Sequence[str | None]) -> None:
+        if value not in allowed:
+            words = " or ".join(["None" if one is None else f'"{one}"' for one in allowed])
+            raise self.error(f"{name} is {value!r}; it must be {words}")
 
     def levels(self, name: str, values: Sequence[Any], query: Signature) -> list[Signature]:
         """Levels, which share all sizes but the last."""

@@ -138,6 +138,8 @@ def _loop_over_batch(overload: Any) -> Callable[..., Any]:
         for i in range(info.batch_size):
             example = [x if dim is None else x.select(dim, i) for x, dim in zip(flat, dims, strict=True)]
             results.append(overload(*pytree.tree_unflatten(example, spec)))
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
         columns = [torch.stack(column) for column in zip(*results, strict=True)]
         outputs = type(results[0])(columns)
         return outputs, type(results[0])(0 for _ in columns)

@@ -1,0 +1,137 @@
+"""``torch.ops.vr_kernels.attention_received``: schema, fake and autograd; no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vr_kernels.ops._registration import (
+    define_operator,
+    intercepted,
+    recording,
+    refuse_double_backward,
+    refuse_other_modes,
+)
+from vr_kernels.ops.attention_received import blocked
+
+# Returns the sum over the rows of every head's weights, (B, h, N) or packed (h, T), and the log-sum-exp that it made,
+# (B, N, h) or (T, h), empty where lse is given; both float32 (float64 for float64).
+SCHEMA = """attention_received(Tensor query, Tensor key, Tensor? cu_seqlens, Tensor? lse, bool causal, float scale,
+ str backend) -> (Tensor, Tensor)"""
+
+# needs: query, key, lse. constant_lse: lse was given, and the weights' sum over a row is not held at one. Gradients
+# come in the order of needs; empty: not needed.
+BACKWARD_SCHEMA = """attention_received_backward(Tensor grad, Tensor query, Tensor key, Tensor? cu_seqlens, Tensor lse,
+ bool given_lse, bool causal, float scale, bool[] needs, str backend) -> Tensor[]"""
+
+
+class Passes(NamedTuple):
+    """A backend's two functions; their arguments are those of the schemas."""
+
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., list[Tensor]]
+
+
+BACKENDS = {
+    "blocked": Passes(blocked.forward, blocked.backward),
+}
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *inputs, backend = arguments
+    return BACKENDS[backend].forward(*inputs)
+
+
+def _backward(*arguments: Any) -> list[Tensor]:
+    *inputs, backend = arguments
+    return BACKENDS[backend].backward(*inputs)
+
+
+def _fake(
+    query: Tensor,
+    key: Tensor,
+    cu_seqlens: Tensor | None,
+    lse: Tensor | None,
+    causal: bool,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    *batch, tokens, heads, _ = query.shape
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    made = query.shape[:-1] if lse is None else [0]
+    return query.new_empty(*batch, heads, tokens, dtype=dtype), query.new_empty(made, dtype=dtype)
+
+
+def _fake_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cu_seqlens: Tensor | None,
+    lse: Tensor,
+    given_lse: bool,
+    causal: bool,
+    scale: float,
+    needs: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    inputs = zip((query, key, lse), needs, strict=True)
+    return [tensor.new_empty(tensor.shape if need else 0) for tensor, need in inputs]
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    query, key, cu_seqlens, lse, ctx.causal, ctx.scale, ctx.backend = inputs
+    ctx.given_lse = lse is not None
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(query, key, cu_seqlens, lse if ctx.given_lse else output[1])
+
+
+def _autograd(ctx: Any, grad: Any, _: Any) -> Any:
+    wants_query, wants_key, _, wants_lse, *_ = ctx.needs_input_grad
+    needs = [wants_query, wants_key, wants_lse]
+    options = (ctx.given_lse, ctx.causal, ctx.scale, needs, ctx.backend)
+    gradients = attention_received_backward(grad, *ctx.saved_tensors, *options)
+    d_query, d_key, d_lse = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    return d_query, d_key, None, d_lse, None, None, None
+
+
+class EagerAttentionReceived(torch.autograd.Function):
+    """The same autograd rule without torch's dispatcher in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _autograd(ctx, *grads)
+
+
+attention_received_backward = define_operator(
+    BACKWARD_SCHEMA, _backward, _fake_backward, backward=refuse_double_backward("attention_received")
+)
+attention_received = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    cu_seqlens: Tensor | None,
+    lse: Tensor | None,
+    causal: bool,
+    scale: float,
+    backend: str,
+) -> Tensor:
+    """One checked call, by the shortest way that what surrounds it allows; the columns alone."""
+    tensors = (query, key, cu_seqlens, lse)
+    refuse_other_modes("attention_received", tensors)
+    arguments = (query, key, cu_seqlens, lse, causal, scale, backend)
+    if intercepted(tensors):
+        return attention_received(*arguments)[0]  # type: ignore[no-any-return]
+    if not recording(tensors):
+        return forward(*arguments)[0]
+    return EagerAttentionReceived.apply(*arguments)[0]  # type: ignore[no-any-return,no-untyped-call]
