@@ -78,4 +78,4 @@ def cluster_means(hidden: Tensor, rows: Tensor, cluster: Tensor, count: int, mem
     bags = rows.gather(1, order) + length * sequence  # (B, M) rows of all sequences' table
     begins = sizes.cumsum(1) - sizes + members * sequence  # (B, C) places in bags
     means = F.embedding_bag(bags.flatten(), hidden.flatten(0, 1), begins.flatten(), mode="mean")
-    return means.unflatten(0, (batch, count))
+    return means.view(batch, count, hidden.shape[2])
