@@ -46,11 +46,20 @@ print(*vr_kernels.local_attention(torch.ones(1, 1, 1, 1, 2), torch.ones(1, 2, 2,
 def test_public_names_are_those_documented() -> None:
     assert vr_kernels.__all__ == [
         "LocalCrossAttention",
+        "VisionZip",
         "__version__",
+        "apply_visionzip",
+        "attention_density",
+        "attention_importance",
+        "attention_received",
         "capture_features",
+        "cls_saliency",
         "explain",
         "local_attention",
         "local_cross_attention",
+        "merge_contextual_tokens",
+        "remove_visionzip",
+        "select_dominant_tokens",
         "window_index_from_grid",
     ]
     for name in vr_kernels.__all__:

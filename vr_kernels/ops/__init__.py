@@ -7,6 +7,7 @@ from vr_kernels.ops.attention_received import attention_density, attention_recei
 from vr_kernels.ops.local_attention import local_attention
 from vr_kernels.ops.local_cross_attention import local_cross_attention
 from vr_kernels.ops.saliency import cls_saliency
+from vr_kernels.ops.token_selection import merge_contextual_tokens, select_dominant_tokens
 
 __all__ = [
     "attention_density",
@@ -16,5 +17,7 @@ __all__ = [
     "explain",
     "local_attention",
     "local_cross_attention",
+    "merge_contextual_tokens",
+    "select_dominant_tokens",
     "window_index_from_grid",
 ]
