@@ -64,7 +64,8 @@ def merge_contextual_tokens(
     summed; sums of tokens are float32 (float64 for float64), whatever the dtype.
 
     Args:
-        hidden: (B, N, D), any strides; contiguous ones are read where they lie. float32, bfloat16, float16, float64.
+        hidden: (B, N, D); float32, bfloat16, float16 or float64. Any strides; contiguous rows are read where they lie,
+            and only half precision is copied, to float32.
         metric: (B, N, d_m), what the similarity is taken of, such as the mean over heads of the block's keys; any
             floating dtype. No gradient reaches it.
         count: C, the number of contextual tokens, from 0 to R.

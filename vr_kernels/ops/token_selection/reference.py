@@ -51,10 +51,11 @@ def merge_contextual_tokens(
     cluster = torch.where(is_target, place // step, nearest_targets(metric, rest, targets))  # (B, R)
     assignment = rest.new_full(hidden.shape[:2], -1).scatter(1, rest, cluster)
     if merge == "mean":
-        return cluster_means(hidden, rest, cluster, count, rest.shape[1]), targets, assignment
-    joined = cluster.masked_fill(is_target, count)  # after all clusters, and so left out
-    means = cluster_means(hidden, rest, joined, count, rest.shape[1] - count)  # (B, C, D)
-    return gather_tokens(hidden, targets) + means, targets, assignment
+        tokens = cluster_means(hidden, rest, cluster, count, rest.shape[1])  # (B, C, D)
+    else:
+        joined = cluster.masked_fill(is_target, count)  # after all clusters, and so left out
+        tokens = gather_tokens(hidden, targets) + cluster_means(hidden, rest, joined, count, rest.shape[1] - count)
+    return tokens.to(hidden.dtype), targets, assignment
 
 
 def nearest_targets(metric: Tensor, rest: Tensor, targets: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def nearest_targets(metric: Tensor, rest: Tensor, targets: Tensor) -> Tensor:
 
 
 def cluster_means(hidden: Tensor, rows: Tensor, cluster: Tensor, count: int, members: int) -> Tensor:
-    """The mean of each cluster's rows, zero where it has none.
+    """The mean of each cluster's rows in float32, zero where it has none; float64 for float64.
 
     hidden (B, N, D), rows (B, R) of it, cluster (B, R) of each -> (B, C, D). Of each sequence the first ``members``
     rows in the order of their clusters take part: those of no cluster come last. Rows are read where they lie, and no
@@ -77,5 +78,7 @@ def cluster_means(hidden: Tensor, rows: Tensor, cluster: Tensor, count: int, mem
     sequence = torch.arange(batch, device=rows.device)[:, None]
     bags = rows.gather(1, order) + length * sequence  # (B, M) rows of all sequences' table
     begins = sizes.cumsum(1) - sizes + members * sequence  # (B, C) places in bags
-    means = F.embedding_bag(bags.flatten(), hidden.flatten(0, 1), begins.flatten(), mode="mean")
+    # embedding_bag would round a sum to float16 before it divides, and overflow.
+    table = hidden.flatten(0, 1).to(torch.promote_types(hidden.dtype, torch.float32))  # a copy of half precision alone
+    means = F.embedding_bag(bags.flatten(), table, begins.flatten(), mode="mean")
     return means.view(batch, count, hidden.shape[2])
