@@ -41,14 +41,14 @@ def dominance(query: Tensor, key: Tensor, *, has_cls: bool) -> Tensor:
     >>> dominance(torch.randn(2, 577, 16, 64), torch.randn(2, 577, 16, 64), has_cls=True).shape
     torch.Size([2, 577])
     """
+    # The operators return half precision for half precision, which would tie most patches of a flat map: the CLS row's
+    # attention is computed of float32 copies; a whole map's would take several times as long, so its heads are added up
+    # in float32.
+    dtype = torch.promote_types(key.dtype, torch.float32)
     with torch.no_grad():
         if has_cls:
-            heads = attention_importance(query[:, :1], key, reduce_heads=None)  # (B, h, N)
-        else:
-            heads = attention_received(query, key, reduce_heads=None)
-        # Heads are added here, in float32: a sum rounded to bfloat16 would tie what is not equal.
-        total = heads.sum(1, dtype=torch.promote_types(heads.dtype, torch.float32))
-        return total if has_cls else total / heads.shape[1]
+            return attention_importance(query[:, :1].to(dtype), key.to(dtype), reduce_heads="sum")
+        return attention_received(query, key, reduce_heads=None).mean(1, dtype=dtype)  # (B, h, N) -> (B, N)
 
 
 def key_metric(key: Tensor) -> Tensor:
