@@ -1,7 +1,7 @@
 """Custom kernels for the operators of Vision Remember, VisionZip and LLaVA-STF, as torch operators and modules."""
 
 from vr_kernels._version import __version__
-from vr_kernels.integrations import capture_features
+from vr_kernels.integrations import VisionZip, apply_visionzip, capture_features, remove_visionzip
 from vr_kernels.nn import (
     BidirectionalTokenAttention,
     DeformableCrossAttention,
@@ -23,7 +23,9 @@ from vr_kernels.ops import (
     gather_tokens,
     local_attention,
     local_cross_attention,
+    merge_contextual_tokens,
     scatter_add_tokens,
+    select_dominant_tokens,
     text_guide_token,
     window_index_from_grid,
 )
@@ -37,7 +39,9 @@ __all__ = [
     "VisionRemember",
     "VisionRememberConfig",
     "VisionTokenMap",
+    "VisionZip",
     "__version__",
+    "apply_visionzip",
     "attention_density",
     "attention_importance",
     "attention_received",
@@ -49,7 +53,10 @@ __all__ = [
     "gather_tokens",
     "local_attention",
     "local_cross_attention",
+    "merge_contextual_tokens",
+    "remove_visionzip",
     "scatter_add_tokens",
+    "select_dominant_tokens",
     "text_guide_token",
     "window_index_from_grid",
 ]

@@ -1,5 +1,14 @@
 """Models of other libraries. Nothing here imports them before it is used."""
 
 from vr_kernels.integrations.encoder import FeatureCapture, capture_features
+from vr_kernels.integrations.visionzip import VisionZip
+from vr_kernels.integrations.visionzip_models import apply_visionzip, remove_visionzip, train_projector_only
 
-__all__ = ["FeatureCapture", "capture_features"]
+__all__ = [
+    "FeatureCapture",
+    "VisionZip",
+    "apply_visionzip",
+    "capture_features",
+    "remove_visionzip",
+    "train_projector_only",
+]

@@ -74,6 +74,7 @@ def capture_features(
 
 
 class Captured(NamedTuple):
+    states: tuple[Tensor, ...]
     features: tuple[Tensor, ...]
     joint: Tensor | None
     saliency: Tensor | None
@@ -132,6 +133,14 @@ class FeatureCapture:
     def features(self) -> tuple[Tensor, ...]:
         """(B, H, W, D) a level, in the order of ``levels``."""
         return self._read().features
+
+    @property
+    def states(self) -> tuple[Tensor, ...]:
+        """(B, N, D) a level, as the tower made them: the CLS row first where it has one. Not for ``joint=True``."""
+        states = self._read().states
+        if not states:
+            raise RuntimeError(f"{NAME}: the levels were captured side by side, without CLS rows; ask for joint=False")
+        return states
 
     @property
     def joint(self) -> Tensor:
@@ -211,11 +220,10 @@ class FeatureCapture:
         if self._pass is None:
             return
         self._refuse_cut_gradients()
-        patches = state[:, 1:] if self._tower.has_cls else state  # (B, H*W, D), a view
         if self._joint:
-            self._pass.write(place, patches)
+            self._pass.write(place, self._patches(state))
         else:
-            self._pass.patches[place] = patches
+            self._pass.states[place] = state
 
     def _on_projection(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -230,8 +238,14 @@ class FeatureCapture:
         if done is None:
             return
         joint = None if done.buffer is None else done.buffer.unflatten(1, done.grid)  # (B, H, W, D of all levels)
-        features = [level.unflatten(1, done.grid) for level in done.levels()]  # (B, H, W, D)
-        self._captured = Captured(tuple(features), joint, self._saliency_of(done))
+        states = tuple(state for state in done.states if state is not None)
+        levels = [self._patches(state) for state in states] if done.buffer is None else done.levels()
+        features = tuple(level.unflatten(1, done.grid) for level in levels)  # (B, H, W, D)
+        self._captured = Captured(states, features, joint, self._saliency_of(done))
+
+    def _patches(self, state: Tensor) -> Tensor:
+        """(B, N, D) -> (B, H*W, D), a view"""
+        return state[:, 1:] if self._tower.has_cls else state
 
     def _saliency_of(self, done: _Pass) -> Tensor | None:
         if self._saliency is None:
@@ -261,7 +275,7 @@ class _Pass:
     def __init__(self, count: int, *, recording: bool) -> None:
         self.recording = recording
         self.grid = (0, 0)
-        self.patches: list[Tensor | None] = [None] * count
+        self.states: list[Tensor | None] = [None] * count
         self.buffer: Tensor | None = None
         self.projected: dict[str, Tensor] = {}
 
@@ -269,11 +283,10 @@ class _Pass:
         """Level number ``place`` into its columns of the buffer; the state itself may go."""
         batch, rows, width = patches.shape
         if self.buffer is None:
-            self.buffer = patches.new_empty(batch, rows, len(self.patches) * width)
+            self.buffer = patches.new_empty(batch, rows, len(self.states) * width)
         self.buffer[..., place * width : (place + 1) * width] = patches
 
     def levels(self) -> list[Tensor]:
-        if self.buffer is not None:
-            return list(self.buffer.chunk(len(self.patches), -1))
-        assert all(level is not None for level in self.patches)
-        return [level for level in self.patches if level is not None]
+        """The buffer's columns, level by level."""
+        assert self.buffer is not None
+        return list(self.buffer.chunk(len(self.states), -1))

@@ -1,0 +1,6 @@
+"""Ways to hand a language model fewer vision tokens."""
+
+from vr_kernels.compression.anyres import anyres_order, pack_anyres
+from vr_kernels.compression.visionzip import ZippedTokens, dominance, key_metric, zip_tokens
+
+__all__ = ["ZippedTokens", "anyres_order", "dominance", "key_metric", "pack_anyres", "zip_tokens"]
