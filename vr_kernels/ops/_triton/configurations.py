@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,3 +50,70 @@ def choose(
 ) -> Configuration:
     configuration = table[dtype.itemsize, padded(slots)]
     return configuration._replace(block_c=min(configuration.block_c, padded(widest_level)))
+
+
+class ProductConfiguration(NamedTuple):
+    """The tile of a fused product."""
+
+    block_n: int  # windows
+    block_h: int  # heads that share what is loaded of the features
+    block_d: int  # of a head's width
+    block_c: int  # channels
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict[str, int]:
+        return {
+            "BLOCK_N": self.block_n,
+            "BLOCK_H": self.block_h,
+            "BLOCK_D": self.block_d,
+            "BLOCK_C": self.block_c,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+
+class StatisticsConfiguration(NamedTuple):
+    block_m: int  # feature rows
+    block_c: int
+    num_warps: int
+
+    def options(self, widest_level: int) -> dict[str, int]:
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_C": min(self.block_c, padded(widest_level)),
+            "num_warps": self.num_warps,
+        }
+
+
+SCORES = {
+    (2, 16): ProductConfiguration(64, 4, 64, 64, 8, 2),
+    (2, 32): ProductConfiguration(64, 4, 64, 64, 8, 2),
+    (2, 64): ProductConfiguration(64, 2, 64, 64, 8, 2),
+    (4, 16): ProductConfiguration(32, 2, 32, 32, 4, 2),
+    (4, 32): ProductConfiguration(32, 2, 32, 32, 4, 2),
+    (4, 64): ProductConfiguration(32, 2, 32, 32, 4, 2),
+}
+PROJECT = {
+    (2, 16): ProductConfiguration(64, 2, 128, 64, 8, 2),
+    (2, 32): ProductConfiguration(64, 2, 128, 64, 8, 2),
+    (2, 64): ProductConfiguration(64, 2, 128, 64, 8, 2),
+    (4, 16): ProductConfiguration(32, 2, 32, 32, 4, 2),
+    (4, 32): ProductConfiguration(32, 2, 32, 32, 4, 2),
+    (4, 64): ProductConfiguration(32, 2, 32, 32, 4, 2),
+}
+OUTER = PROJECT
+STATISTICS = StatisticsConfiguration(16, 128, 4)
+
+
+def choose_product(
+    table: dict[tuple[int, int], ProductConfiguration],
+    dtype: torch.dtype,
+    slots: int,
+    head_dim: int,
+    widths: Sequence[int],
+) -> ProductConfiguration:
+    configuration = table[dtype.itemsize, padded(slots)]
+    return configuration._replace(
+        block_d=min(configuration.block_d, padded(head_dim)), block_c=min(configuration.block_c, padded(max(widths)))
+    )
