@@ -86,34 +86,21 @@ class StatisticsConfiguration(NamedTuple):
         }
 
 
-SCORES = {
-    (2, 16): ProductConfiguration(64, 4, 64, 64, 8, 2),
-    (2, 32): ProductConfiguration(64, 4, 64, 64, 8, 2),
-    (2, 64): ProductConfiguration(64, 2, 64, 64, 8, 2),
-    (4, 16): ProductConfiguration(32, 2, 32, 32, 4, 2),
-    (4, 32): ProductConfiguration(32, 2, 32, 32, 4, 2),
-    (4, 64): ProductConfiguration(32, 2, 32, 32, 4, 2),
-}
-PROJECT = {
-    (2, 16): ProductConfiguration(64, 2, 128, 64, 8, 2),
-    (2, 32): ProductConfiguration(64, 2, 128, 64, 8, 2),
-    (2, 64): ProductConfiguration(64, 2, 128, 64, 8, 2),
-    (4, 16): ProductConfiguration(32, 2, 32, 32, 4, 2),
-    (4, 32): ProductConfiguration(32, 2, 32, 32, 4, 2),
-    (4, 64): ProductConfiguration(32, 2, 32, 32, 4, 2),
-}
-OUTER = PROJECT
+# By the bytes of an element; chosen by what fits the registers, never timed. 64 windows are the rows of Hopper's matrix
+# instruction. Two heads halve what is read of the features; at 64 channels their products with W, float32, stand beside
+# a slot's features in the registers of eight warps, where four heads spill. float32 has no matrix instruction here, and
+# its operands are in registers as well.
+SCORES = {2: ProductConfiguration(64, 2, 64, 64, 8, 2), 4: ProductConfiguration(32, 2, 32, 32, 8, 2)}
+# A head's whole width where it fits: what is pooled of the features is made once for each tile of it.
+PROJECT = {2: ProductConfiguration(64, 2, 128, 64, 8, 2), 4: ProductConfiguration(32, 2, 64, 32, 8, 2)}
+OUTER = {2: ProductConfiguration(64, 2, 128, 64, 8, 2), 4: ProductConfiguration(32, 2, 128, 32, 8, 2)}
 STATISTICS = StatisticsConfiguration(16, 128, 4)
 
 
 def choose_product(
-    table: dict[tuple[int, int], ProductConfiguration],
-    dtype: torch.dtype,
-    slots: int,
-    head_dim: int,
-    widths: Sequence[int],
+    table: dict[int, ProductConfiguration], dtype: torch.dtype, head_dim: int, widths: Sequence[int]
 ) -> ProductConfiguration:
-    configuration = table[dtype.itemsize, padded(slots)]
+    configuration = table[dtype.itemsize]
     return configuration._replace(
         block_d=min(configuration.block_d, padded(head_dim)), block_c=min(configuration.block_c, padded(max(widths)))
     )

@@ -56,7 +56,7 @@ class TritonFusedKernel:
         from vr_kernels.ops._triton.products import window_scores
 
         count, heads, width = x.shape
-        configuration = choose_product(SCORES, x.dtype, problem.windows.slots, width, arguments.widths(problem.keys))
+        configuration = choose_product(SCORES, x.dtype, width, arguments.widths(problem.keys))
         tiles, groups = -(-count // configuration.block_n), -(-heads // configuration.block_h)
         blocks_each, splits = _splits(problem, configuration, tiles, out)
         head_parts = max(1, min(groups, PROGRAMS // max(1, tiles * splits)))
@@ -84,7 +84,7 @@ class TritonFusedKernel:
         from vr_kernels.ops._triton.products import window_project
 
         count, heads, width = out.shape
-        configuration = choose_product(PROJECT, out.dtype, problem.windows.slots, width, arguments.widths(problem.keys))
+        configuration = choose_product(PROJECT, out.dtype, width, arguments.widths(problem.keys))
         tiles, parts = -(-count // configuration.block_n), _parts(configuration, heads, width)
         blocks_each, splits = _splits(problem, configuration, tiles * parts, out)
         sums = _sums(out, splits, torch.float32)
@@ -107,7 +107,7 @@ class TritonFusedKernel:
         from vr_kernels.ops._triton.products import window_outer
 
         count, heads, width = x.shape
-        configuration = choose_product(OUTER, x.dtype, problem.windows.slots, width, arguments.widths(problem.keys))
+        configuration = choose_product(OUTER, x.dtype, width, arguments.widths(problem.keys))
         x = unit_inner(x)
         with torch.cuda.device_of(x):
             window_outer[(_blocks(problem, configuration) * _parts(configuration, heads, width),)](
@@ -115,6 +115,7 @@ class TritonFusedKernel:
                 arguments.rows(x),
                 a,
                 **_features(problem, count),
+                CHANNELS=out.shape[-1],
                 **_sizes(problem, heads, width),
                 **configuration.options(),
             )
@@ -159,9 +160,7 @@ def _parts(configuration: ProductConfiguration, heads: int, width: int) -> int:
     return -(-heads // configuration.block_h) * -(-width // configuration.block_d)
 
 
-def _splits(
-    problem: WindowProblem, configuration: ProductConfiguration, programs: int, out: Tensor
-) -> tuple[int, int]:
+def _splits(problem: WindowProblem, configuration: ProductConfiguration, programs: int, out: Tensor) -> tuple[int, int]:
     """(blocks of channels a split, splits) where there are ``programs`` without any."""
     blocks = _blocks(problem, configuration)
     affordable = max(1, SPLIT_BYTES // max(1, out.numel() * 4))

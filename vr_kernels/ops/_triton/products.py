@@ -12,7 +12,7 @@ statistics a (rows, levels, 2) tensor; what there is none of is left out from it
 import triton
 import triton.language as tl
 
-from vr_kernels.ops._triton.features import load_features, normalised, norm_statistics
+from vr_kernels.ops._triton.features import load_features, norm_statistics, normalised
 from vr_kernels.ops._triton.window import level_offset, level_offsets, locate_rows
 
 
@@ -303,9 +303,7 @@ def window_project(
             )
             sums = ()
             for j in tl.static_range(BLOCK_H):
-                b_weight = _projection(
-                    weight, i_head + j, i_width, channels + i_channel, m_channel, HEADS, HEAD_DIM
-                )
+                b_weight = _projection(weight, i_head + j, i_width, channels + i_channel, m_channel, HEADS, HEAD_DIM)
                 b_sum = tl.dot(pooled[j].to(dtype), tl.trans(b_weight), outputs[j], input_precision="ieee")
                 sums += (b_sum,)
             outputs = sums
@@ -329,6 +327,7 @@ def window_outer(
     n_h,
     n_w,
     row_count,
+    CHANNELS: tl.constexpr,
     WIDTHS: tl.constexpr,
     SLOTS: tl.constexpr,
     S_H: tl.constexpr,
@@ -347,7 +346,6 @@ def window_outer(
     """
     WIDTH_TILES: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
     PARTS: tl.constexpr = (HEADS + BLOCK_H - 1) // BLOCK_H * WIDTH_TILES
-    CHANNELS: tl.constexpr = sum(WIDTHS)
     i_program = tl.program_id(0).to(tl.int64)
     i_part = i_program % PARTS
     i_width = i_part % WIDTH_TILES * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -39,9 +39,7 @@ def locate_slots(
     The indexed form has image = row. A number that is no row is an absent slot, and is never read.
     """
     i_slot = tl.arange(0, BLOCK_K).to(tl.int64)
-    return locate_rows(
-        p_index, i_window, i_slot, i_slot < SLOTS, first_window, n_h, n_w, row_count, SLOTS, S_H, S_W
-    )
+    return locate_rows(p_index, i_window, i_slot, i_slot < SLOTS, first_window, n_h, n_w, row_count, SLOTS, S_H, S_W)
 
 
 @triton.jit

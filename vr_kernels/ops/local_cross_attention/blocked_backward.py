@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,8 +106,9 @@ class Gradients:
         self.d_scores = torch.empty_like(self.attention)
         self.d_query = empty(n, h, d) if wants["query"] else None
         wants_key, wants_value = (wants[name] or wants["norm_weight"] for name in ("key_weight", "value_weight"))
-        self.d_key_weight = torch.empty_like(call.key_weight) if wants_key else None
-        self.d_value_weight = torch.empty_like(call.value_weight) if wants_value else None
+        like = partial(torch.empty_like, memory_format=torch.contiguous_format)
+        self.d_key_weight = like(call.key_weight) if wants_key else None
+        self.d_value_weight = like(call.value_weight) if wants_value else None
         self.d_gamma = zeros(call.channels, dtype=torch.float32)
         self.d_slots = zeros(n, windows.slots, dtype=torch.float32) if wants["saliency"] else None
         rows = (windows.row_count, 1, call.channels)
