@@ -190,8 +190,8 @@ template <typename T>
 void launch_scores(const Problem& problem, const Norm& norm, const Scores& buffers, Stream stream) {
   using Shape = ScoresShape<T>;
   const int chunks = chunk_count<Shape::kChannels>(problem.keys);
-  require(buffers.parts >= 1 && buffers.parts <= chunks, "there are " + std::to_string(chunks) +
-                                                             " chunks of channels, to be divided into " +
+  require(buffers.parts >= 1 && buffers.parts <= chunks, std::to_string(chunks) +
+                                                             " chunks of channels cannot be divided into " +
                                                              std::to_string(buffers.parts) + " parts");
   ScoresPlan plan{};
   const int stage_bytes = Shape::kStages * Shape::kStageSize * static_cast<int>(sizeof(T));

@@ -29,6 +29,7 @@ from vr_kernels.ops.local_cross_attention.fused import FusedEngine
 
 CSRC = Path(__file__).parents[2] / "csrc"
 TWIN = Path(__file__).parent / "twin"
+SANITIZED = _native.unavailable() is None and _native.module().build_info()["sanitizer"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 
 
@@ -56,7 +57,7 @@ def _build(output: Path) -> None:
     includes = [f"-I{path}" for path in (TWIN, CSRC, pybind11.get_include(), sysconfig.get_path("include"))]
     flags = ["-std=c++17", "-O1", "-ffp-contract=fast", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += ["-Werror", "-Wno-unknown-pragmas"]
-    if _native.module().build_info()["sanitizer"]:
+    if SANITIZED:
         flags += SANITIZERS
     compiler = os.environ.get("CXX", "c++")
     subprocess.run([compiler, *flags, *includes, "-x", "c++", *sources, "-o", output], check=True)

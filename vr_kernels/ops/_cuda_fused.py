@@ -18,7 +18,10 @@ CHUNK = 64  # channels that a block of the scores takes at least: csrc/cuda/cros
 
 
 class CudaFusedKernel(Launcher):
-    """u, g and their gradients stay in registers and shared memory."""
+    """u, g and their gradients stay in registers and shared memory.
+
+    ``scores`` takes no shift of a norm, which would cancel in the softmax; ``outer`` takes neither shift nor scale.
+    """
 
     def statistics(self, problem: WindowProblem) -> Tensor:
         problem = readable(problem)
@@ -30,6 +33,7 @@ class CudaFusedKernel(Launcher):
 
     def scores(self, problem: WindowProblem, x: Tensor, weight: Tensor, out: Tensor) -> None:
         problem, x, weight = readable(problem), unit_inner(x), unit_inner(weight)
+        assert problem.norm is None or problem.norm.bias is None
         parts = _parts(out, weight.shape[-1])
         sums = out.unsqueeze(0) if parts == 1 else out.new_empty(parts, *out.shape)  # (parts, N, h, K)
         self.library().cuda_cross_attention_scores(
@@ -60,6 +64,7 @@ class CudaFusedKernel(Launcher):
 
     def outer(self, problem: WindowProblem, x: Tensor, a: Tensor, out: Tensor) -> None:
         problem, x = readable(problem), unit_inner(x)
+        assert problem.norm is None or (problem.norm.weight is None and problem.norm.bias is None)
         factors = None
         if x.dtype == torch.float16 and len(a) > 0:
             # What a pools is rounded to float16, which a loss scale in it would overflow.
