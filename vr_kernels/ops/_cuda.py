@@ -18,7 +18,8 @@ from vr_kernels.ops._window_kernel import WindowProblem, unit_inner
 from vr_kernels.ops._window_native import rows, struct
 from vr_kernels.ops._windows import WindowRequest
 
-LARGEST_WINDOW = 64  # csrc/cuda/local_attention.h: kMaxSlots
+# csrc/cuda/local_attention.h: kMaxSlots and kMaxLevels
+LARGEST_WINDOW, MOST_LEVELS = 64, 8
 
 
 def refuses(request: Request) -> str | None:
@@ -36,6 +37,8 @@ def refuses_windows(request: WindowRequest) -> str | None:
     """Why the windowed CUDA kernels cannot run a call."""
     if request.windows.slots > LARGEST_WINDOW:
         return f"the CUDA kernels take windows of up to {LARGEST_WINDOW} keys, these have {request.windows.slots}"
+    if request.levels > MOST_LEVELS:
+        return f"the CUDA kernels take up to {MOST_LEVELS} levels, these are {request.levels}"
     return refuses(request)
 
 
