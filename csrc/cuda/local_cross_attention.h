@@ -19,7 +19,7 @@ struct Norm {
 };
 
 // statistics = mean and 1 / sqrt(variance + norm_eps) of every feature row, as `features` groups its levels.
-void feature_statistics(const LocalAttention& features, RowStatistics* statistics, Stream stream);
+void local_cross_attention_statistics(const LocalAttention& features, RowStatistics* statistics, Stream stream);
 
 // scores_nhk = sum_c (x_nh W_h)_c f_nkc; zero where a slot is absent. The channels are divided into `parts`, and each
 // sums into its own (windows, heads, slots), `part_stride` numbers apart: added in order, they are the scores.
@@ -31,7 +31,8 @@ struct Scores {
   Rows scores;  // (windows, heads, slots) float32
   int64_t parts, part_stride;
 };
-void cross_attention_scores(const LocalAttention& features, const Norm& norm, const Scores& buffers, Stream stream);
+void local_cross_attention_scores(const LocalAttention& features, const Norm& norm, const Scores& buffers,
+                                  Stream stream);
 
 // out_nh = W_h sum_k a_nhk f_nk
 struct Projection {
@@ -40,8 +41,8 @@ struct Projection {
   int64_t width;
   Rows out;  // (windows, heads, width)
 };
-void cross_attention_project(const LocalAttention& features, const Norm& norm, const Projection& buffers,
-                             Stream stream);
+void local_cross_attention_project(const LocalAttention& features, const Norm& norm, const Projection& buffers,
+                                   Stream stream);
 
 // out_hdc = sum_n x_nhd sum_k a_nhk f_nkc. Without gamma and beta: their gradients can be had of this sum.
 struct Outer {
@@ -51,6 +52,6 @@ struct Outer {
   const float* factors = nullptr;  // (heads,), of the output: what a was divided by to suit the dtype; or absent
   Rows out;                        // (heads, width, channels)
 };
-void cross_attention_outer(const LocalAttention& features, const Norm& norm, const Outer& buffers, Stream stream);
+void local_cross_attention_outer(const LocalAttention& features, const Norm& norm, const Outer& buffers, Stream stream);
 
 }  // namespace vr::cuda

@@ -10,9 +10,9 @@ namespace vr::cuda {
 // one term.
 enum class Adjacent { terms, lines };
 
-// A left operand's line is a row, a right operand's a column.
+// Sixteen terms of an operand. A left operand's line is a row, a right operand's a column.
 template <typename T, Adjacent kAdjacent>
-struct Operand16 {
+struct StagedMatrix {
   const T* at;
   int stride;
 
@@ -23,7 +23,7 @@ struct Operand16 {
 
 // Rows 0 to 7 and 8 to 15 of terms 0 to 7, then the same of terms 8 to 15.
 template <typename T, Adjacent kAdjacent>
-VR_DEVICE Matrices load_left(const Operand16<T, kAdjacent>& left) {
+VR_DEVICE Matrices load_left(const StagedMatrix<T, kAdjacent>& left) {
   const int lane = lane_index();
   if constexpr (kAdjacent == Adjacent::terms) return load_matrices(left.at + lane % 16 * left.stride + lane / 16 * 8);
   return load_matrices_transposed(left.at + (lane % 8 + lane / 16 * 8) * left.stride + lane / 8 % 2 * 8);
@@ -31,7 +31,7 @@ VR_DEVICE Matrices load_left(const Operand16<T, kAdjacent>& left) {
 
 // Terms 0 to 7 and 8 to 15 of columns 0 to 7, then the same of columns 8 to 15.
 template <typename T, Adjacent kAdjacent>
-VR_DEVICE Matrices load_right(const Operand16<T, kAdjacent>& right, int first_column) {
+VR_DEVICE Matrices load_right(const StagedMatrix<T, kAdjacent>& right, int first_column) {
   const int lane = lane_index();
   if constexpr (kAdjacent == Adjacent::terms) {
     return load_matrices(right.at + (first_column + lane / 16 * 8 + lane % 8) * right.stride + lane / 8 % 2 * 8);
@@ -41,8 +41,8 @@ VR_DEVICE Matrices load_right(const Operand16<T, kAdjacent>& right, int first_co
 
 // sums[row][column] += sum_t left[row][t] right[column][t] over 16 terms.
 template <typename T, Adjacent kLeft, Adjacent kRight, int kTiles>
-VR_DEVICE void add_products(TileSums (&sums)[kTiles], const Operand16<T, kLeft>& left,
-                            const Operand16<T, kRight>& right) {
+VR_DEVICE void add_products(TileSums (&sums)[kTiles], const StagedMatrix<T, kLeft>& left,
+                            const StagedMatrix<T, kRight>& right) {
   const Matrices a = load_left(left);
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
@@ -54,8 +54,8 @@ VR_DEVICE void add_products(TileSums (&sums)[kTiles], const Operand16<T, kLeft>&
 
 // Sixteen terms by themselves, before they join a long sum: a sixteenth of the roundings at the size of the whole.
 template <Adjacent kLeft, Adjacent kRight, int kTiles>
-VR_DEVICE void add_products(TileSums (&sums)[kTiles], const Operand16<float, kLeft>& left,
-                            const Operand16<float, kRight>& right) {
+VR_DEVICE void add_products(TileSums (&sums)[kTiles], const StagedMatrix<float, kLeft>& left,
+                            const StagedMatrix<float, kRight>& right) {
   TileSums part[kTiles];
 #pragma unroll 4
   for (int term = 0; term < kTile; ++term) {

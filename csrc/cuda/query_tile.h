@@ -89,21 +89,4 @@ class QueryTile {
   int64_t window_, image_ = 0, top_ = 0, left_ = 0;
 };
 
-// Rows of a strided matrix on their way to shared memory; zeros beyond its `rows` and `columns`.
-template <typename T, int kRows, int kColumns, int kStride>
-VR_DEVICE void copy_matrix(const T* source, int64_t stride, int64_t rows, int64_t columns, T* target) {
-  constexpr int kVectors = kColumns / kVector<T>;
-  static_assert(kRows * kVectors % kThreads == 0, "threads share the matrix evenly");
-#pragma unroll
-  for (int i = 0; i < kRows * kVectors; i += kThreads) {
-    const int row = (i + thread_index()) / kVectors, first = (i + thread_index()) % kVectors * kVector<T>;
-    const int valid =
-        row < rows ? valid_elements<T>(static_cast<int>(columns < kColumns ? columns : kColumns), first) : 0;
-    copy_vector(target + row * kStride + first, valid > 0 ? source + row * stride + first : nullptr, valid);
-  }
-}
-
-// How many there are from `first` on, at most `most`; none where first is past the end.
-VR_DEVICE int64_t remaining(int64_t count, int64_t first) { return count > first ? count - first : 0; }
-
 }  // namespace vr::cuda

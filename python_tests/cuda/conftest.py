@@ -51,7 +51,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _build(output: Path) -> None:
-    kernels = sorted(CSRC.glob("cuda/*_attention_*.cu"))
+    kernels = sorted(CSRC.glob("cuda/local_*.cu"))
     sources = [*kernels, CSRC / "bindings_cuda.cpp", *TWIN.glob("*.cpp")]
     # Headers of the same name are found in twin/ first. A GPU contracts a * b + c as well.
     includes = [f"-I{path}" for path in (TWIN, CSRC, pybind11.get_include(), sysconfig.get_path("include"))]

@@ -14,7 +14,7 @@ from vr_kernels.ops._window_native import rows, struct
 
 # Partial sums of the scores: with more of them more blocks run at once, and each block has fewer channels.
 PARTIAL_BYTES = 16 << 20
-CHUNK = 64  # channels that a block of the scores takes at least: csrc/cuda/cross_attention_scores.cu
+CHUNK = 64  # channels that a block of the scores takes at least: csrc/cuda/local_cross_attention_scores.cu
 
 
 class CudaFusedKernel(Launcher):
@@ -28,7 +28,9 @@ class CudaFusedKernel(Launcher):
         first = problem.keys[0]
         statistics = first.new_empty(problem.windows.row_count, len(problem.keys), 2, dtype=torch.float32)
         block = first.new_empty(0, 1, 0)  # of no query
-        self.library().cuda_feature_statistics(struct(problem, block), address(statistics), self.stream(first))
+        self.library().cuda_local_cross_attention_statistics(
+            struct(problem, block), address(statistics), self.stream(first)
+        )
         return statistics
 
     def scores(self, problem: WindowProblem, x: Tensor, weight: Tensor, out: Tensor) -> None:
@@ -36,7 +38,7 @@ class CudaFusedKernel(Launcher):
         assert problem.norm is None or problem.norm.bias is None
         parts = _parts(out, weight.shape[-1])
         sums = out.unsqueeze(0) if parts == 1 else out.new_empty(parts, *out.shape)  # (parts, N, h, K)
-        self.library().cuda_cross_attention_scores(
+        self.library().cuda_local_cross_attention_scores(
             struct(problem, x),
             _norm(problem),
             rows(x),
@@ -52,7 +54,7 @@ class CudaFusedKernel(Launcher):
 
     def project(self, problem: WindowProblem, a: Tensor, weight: Tensor, out: Tensor) -> None:
         problem, weight = readable(problem), unit_inner(weight)
-        self.library().cuda_cross_attention_project(
+        self.library().cuda_local_cross_attention_project(
             struct(problem, out),
             _norm(problem),
             rows(a),
@@ -71,7 +73,7 @@ class CudaFusedKernel(Launcher):
             factors = a.abs().sum(-1).amax(0)  # (h,)
             factors = torch.where(factors > 0, factors, 1.0)
             a = a / factors.unsqueeze(-1)
-        self.library().cuda_cross_attention_outer(
+        self.library().cuda_local_cross_attention_outer(
             struct(problem, x),
             _norm(problem),
             rows(x),

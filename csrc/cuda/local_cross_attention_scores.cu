@@ -1,6 +1,6 @@
 // scores_nhk = sum_c (x_nh W_h)_c f_nkc
-#include "cuda/cross_attention_launch.h"
 #include "cuda/head_pair.h"
+#include "cuda/local_cross_attention_launch.h"
 
 namespace vr::cuda {
 namespace {
@@ -57,8 +57,9 @@ class ProjectedQueries {
       const T* weight = stage(step_) + Shape::kXSize;
 #pragma unroll
       for (int term = 0; term < Shape::kTerms; term += kTile) {
-        add_products(u, Operand16<T, Adjacent::terms>{x + term, Shape::kTermStride},
-                     Operand16<T, Adjacent::lines>{weight + term * Shape::Features::kStride, Shape::Features::kStride});
+        add_products(
+            u, StagedMatrix<T, Adjacent::terms>{x + term, Shape::kTermStride},
+            StagedMatrix<T, Adjacent::lines>{weight + term * Shape::Features::kStride, Shape::Features::kStride});
       }
     }
   }
@@ -215,7 +216,8 @@ void launch_scores(const Problem& problem, const Norm& norm, const Scores& buffe
 
 }  // namespace
 
-void cross_attention_scores(const LocalAttention& features, const Norm& norm, const Scores& buffers, Stream stream) {
+void local_cross_attention_scores(const LocalAttention& features, const Norm& norm, const Scores& buffers,
+                                  Stream stream) {
   const Problem problem = to_problem(features);
   if (problem.slots == 0) return;
   const DeviceGuard guard(stream.device);

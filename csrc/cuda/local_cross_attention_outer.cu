@@ -1,6 +1,6 @@
 // out_hdc = sum_n x_nhd sum_k a_nhk f_nkc
-#include "cuda/cross_attention_launch.h"
 #include "cuda/head_pair.h"
+#include "cuda/local_cross_attention_launch.h"
 
 namespace vr::cuda {
 namespace {
@@ -10,7 +10,7 @@ namespace {
 template <typename T>
 struct OuterShape {
   static constexpr int kQueries = 32, kChannels = 32, kTiles = kChannels / kTile;
-  static constexpr int kWidth = 256 / static_cast<int>(sizeof(T));  // rows of the output: 64 sums a thread
+  static constexpr int kWidth = 256 / static_cast<int>(sizeof(T));  // rows of the output: up to 64 sums a thread
   static constexpr int kWarpTiles = kWidth / kWarps / kTile;        // of the output's rows
   using Features = QueryTile<T, kQueries, kChannels>;
   static constexpr int kStages = 2;  // one is computed with, one is on its way
@@ -156,8 +156,8 @@ outer_kernel(VR_PARAMETER Problem problem, VR_PARAMETER Norm norm, VR_PARAMETER 
 #pragma unroll
         for (int i = 0; i < Shape::kWarpTiles; ++i) {
           const T* x = steps.x(step, head) + query * Shape::kXStride + out_row + i * kTile;
-          add_products(out[head][i], Operand16<T, Adjacent::lines>{x, Shape::kXStride},
-                       Operand16<T, Adjacent::lines>{pooled + head * kPooledSize + query * kStride, kStride});
+          add_products(out[head][i], StagedMatrix<T, Adjacent::lines>{x, Shape::kXStride},
+                       StagedMatrix<T, Adjacent::lines>{pooled + head * kPooledSize + query * kStride, kStride});
         }
       }
     }
@@ -197,7 +197,8 @@ void launch_outer(const Problem& problem, const Norm& norm, const Outer& buffers
 
 }  // namespace
 
-void cross_attention_outer(const LocalAttention& features, const Norm& norm, const Outer& buffers, Stream stream) {
+void local_cross_attention_outer(const LocalAttention& features, const Norm& norm, const Outer& buffers,
+                                 Stream stream) {
   const Problem problem = to_problem(features);
   const DeviceGuard guard(stream.device);
   with_dtype(problem, [&](auto number) { launch_outer<decltype(number)>(problem, norm, buffers, stream); });

@@ -1,5 +1,5 @@
 // LayerNorm's statistics of the features, once for all passes over them.
-#include "cuda/cross_attention_launch.h"
+#include "cuda/local_cross_attention_launch.h"
 #include "cuda/row_statistics.h"
 
 namespace vr::cuda {
@@ -19,7 +19,7 @@ VR_KERNEL statistics_kernel(VR_PARAMETER Problem problem, RowStatistics* statist
 
 }  // namespace
 
-void feature_statistics(const LocalAttention& features, RowStatistics* statistics, Stream stream) {
+void local_cross_attention_statistics(const LocalAttention& features, RowStatistics* statistics, Stream stream) {
   const Problem problem = to_problem(features);
   const DeviceGuard guard(stream.device);
   with_dtype(problem, [&](auto number) {

@@ -1,6 +1,6 @@
 // out_nh = W_h sum_k a_nhk f_nk
-#include "cuda/cross_attention_launch.h"
 #include "cuda/head_pair.h"
+#include "cuda/local_cross_attention_launch.h"
 
 namespace vr::cuda {
 namespace {
@@ -11,7 +11,7 @@ struct ProjectShape {
   static constexpr int kQueries = kWarps * kTile;
   static constexpr int kChannels = 32;  // of a chunk
   static constexpr int kTiles = kChannels / kTile;
-  static constexpr int kWidth = 256 / static_cast<int>(sizeof(T));  // of the output: 128 sums a thread for two heads
+  static constexpr int kWidth = 256 / static_cast<int>(sizeof(T));  // of the output: up to 128 sums a thread
   static constexpr int kWidthTiles = kWidth / kTile;
   using Features = QueryTile<T, kQueries, kChannels>;
   static constexpr int kStages = 2;                               // one is computed with, one is on its way
@@ -201,8 +201,8 @@ project_kernel(VR_PARAMETER Problem problem, VR_PARAMETER Norm norm, VR_PARAMETE
       sync_warp();
 #pragma unroll
       for (int term = 0; term < Shape::kChannels; term += kTile) {
-        add_products(out[head], Operand16<T, Adjacent::terms>{scratch + term, Features::kStride},
-                     Operand16<T, Adjacent::terms>{steps.weight(step, head) + term, Features::kStride});
+        add_products(out[head], StagedMatrix<T, Adjacent::terms>{scratch + term, Features::kStride},
+                     StagedMatrix<T, Adjacent::terms>{steps.weight(step, head) + term, Features::kStride});
       }
       sync_warp();
     }
@@ -238,8 +238,8 @@ void launch_project(const Problem& problem, const Norm& norm, const Projection& 
 
 }  // namespace
 
-void cross_attention_project(const LocalAttention& features, const Norm& norm, const Projection& buffers,
-                             Stream stream) {
+void local_cross_attention_project(const LocalAttention& features, const Norm& norm, const Projection& buffers,
+                                   Stream stream) {
   const Problem problem = to_problem(features);
   const DeviceGuard guard(stream.device);
   with_dtype(problem, [&](auto number) { launch_project<decltype(number)>(problem, norm, buffers, stream); });
