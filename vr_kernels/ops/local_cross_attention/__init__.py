@@ -192,7 +192,9 @@ def _check(
         raise arguments.error(f'norm_groups is {norm_groups!r}; it must be "all" or "level"')
     if saliency_on not in ("value", "feature"):
         raise arguments.error(f'saliency_on is {saliency_on!r}; it must be "value" or "feature"')
-    return WindowRequest(q.device.type, q.dtype, subclass, windows=windows, heads=num_heads, channels=channels)
+    return WindowRequest(
+        q.device.type, q.dtype, subclass, windows=windows, heads=num_heads, channels=channels, levels=len(levels)
+    )
 
 
 @remember

@@ -29,7 +29,7 @@ BACKWARD_SCHEMA = f"""local_cross_attention_backward(Tensor? grad_out, Tensor? g
  Tensor attention, {_OPTIONS}, bool[] needs, str backend) -> Tensor[]"""
 
 ENGINES = {"cpu": native.ENGINE, "triton": triton.ENGINE, "cuda": cuda.ENGINE}
-FUSED = {"triton_fused": triton.FUSED}
+FUSED = {"triton_fused": triton.FUSED, "cuda_fused": cuda.FUSED}
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
