@@ -12,9 +12,9 @@ BEGIN, END = "<!-- made by bench/tables.py -->\n", "<!-- end of bench/tables.py 
 
 HEADER = """# Benchmarks
 
-Made by `bench/tables.py` from the records in `bench/results`; `bench/README.md` explains how they are measured. A ratio is
-another contender's time over ours, taken within each round: above 1 is where we win. Medians, with the middle 80 % of the
-rounds in brackets. Results were checked against float64 before a time was taken.
+Made by `bench/tables.py` from the records in `bench/results`; `bench/README.md` explains how they are measured. A ratio
+is another contender's time over ours, taken within each round: above 1 is where we win. Medians, with the middle 80 %
+of the rounds in brackets. Results were checked against float64 before a time was taken.
 """
 
 Record = dict[str, Any]
@@ -70,12 +70,7 @@ def _of_record(record: Record) -> list[str]:
         *[_line(_of_case(case, others, stock)) for case in record["cases"]],
         "",
         *[f"* `{name}`: {words}" for name, words in what.items()],
-        *[f"* {case['case']['name']}: {loss}" for case in record["cases"] for loss in case["losses"]],
-        *[
-            f"* {case['case']['name']}: `{k}` not measured: {v}"
-            for case in record["cases"]
-            for k, v in case["absent"].items()
-        ],
+        *[f"* {case['case']['name']}: {remark}" for case in record["cases"] for remark in _remarks(case)],
         "",
     ]
 
@@ -87,6 +82,11 @@ def _of_case(case: Record, others: list[str], stock: str) -> list[str]:
     megabytes = ["" if peak is None else f"{peak / 1e6:.0f}" for peak in peaks]
     time, of_floor = f"{rows['ours']['seconds']['median'] * 1e3:.3g}", f"{rows['ours']['of_floor']:.0%}"
     return [case["case"]["name"], time, *ratios, of_floor, *megabytes]
+
+
+def _remarks(case: Record) -> list[str]:
+    """Where ours loses, and what was not measured."""
+    return case["losses"] + [f"`{name}` not measured: {reason}" for name, reason in case["absent"].items()]
 
 
 def _ratio(case: Record, name: str) -> str:
