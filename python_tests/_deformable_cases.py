@@ -16,29 +16,34 @@ def deformable_call(
     seed: int = 0,
     *,
     dtype: torch.dtype = torch.float32,
-    auxiliary: torch.dtype = torch.float32,
+    auxiliary: torch.dtype | None = torch.float32,
     batch: int = 2,
     queries: int = 5,
     heads: int = 3,
     width: int = 8,
-    sizes: Sequence[tuple[int, int]] = ((4, 6), (3, 5)),
+    sizes: Sequence[tuple[int, int]] = ((4, 6),),
     points: int = 4,
     outside: float = 0.2,
     **options: Any,
 ) -> Call:
-    """``auxiliary`` is the dtype of locations and weights; locations reach ``outside`` beyond every edge."""
+    """One level is a tensor, several are a list. ``auxiliary`` is the dtype of locations and weights, None the values';
+    locations reach ``outside`` beyond every edge."""
     g = torch.Generator().manual_seed(seed)
     shape = (batch, queries, heads, len(sizes), points)
+    value = [randn(g, batch, *size, heads, width, dtype=dtype) for size in sizes]
     call: Call = {
-        "value": [randn(g, batch, *size, heads, width, dtype=dtype) for size in sizes],
-        "sampling_locations": (torch.rand(*shape, 2, generator=g) * (1 + 2 * outside) - outside).to(auxiliary),
-        "attention_weights": randn(g, *shape, dtype=auxiliary),
+        "value": value[0] if len(value) == 1 else value,
+        "sampling_locations": (torch.rand(*shape, 2, generator=g) * (1 + 2 * outside) - outside).to(auxiliary or dtype),
+        "attention_weights": randn(g, *shape, dtype=auxiliary or dtype),
     }
     return call | options
 
 
-def deformable_attention(value: Sequence[Tensor], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+def deformable_attention(
+    value: Tensor | Sequence[Tensor], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
     """The operator with explicit loops; a corner outside its level is left out."""
+    value = [value] if isinstance(value, Tensor) else value
     batch, queries, heads, levels, points = attention_weights.shape
     rows = []
     for b in range(batch):

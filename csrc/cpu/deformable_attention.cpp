@@ -51,7 +51,7 @@ struct Sample {
     const double x = static_cast<double>(location[0]) * static_cast<double>(level.width) - 0.5;
     const double y = static_cast<double>(location[1]) * static_cast<double>(level.height) - 0.5;
     const bool near =
-        x > -1.0 && y > -1.0 && x < static_cast<double>(level.width) && y < static_cast<double>(level.height);
+        x >= -1.0 && y >= -1.0 && x < static_cast<double>(level.width) && y < static_cast<double>(level.height);
     const double left = near ? std::floor(x) : -2.0, top = near ? std::floor(y) : -2.0;
     right = near ? static_cast<float>(x - left) : 0.0f;
     below = near ? static_cast<float>(y - top) : 0.0f;

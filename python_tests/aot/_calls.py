@@ -7,6 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
+from vr_kernels.ops.deformable_attention import driver as deformable_driver
+from vr_kernels.ops.deformable_attention import triton as deformable_triton
 from vr_kernels.ops.local_attention import driver
 from vr_kernels.ops.local_attention import op as attention_op
 from vr_kernels.ops.local_cross_attention import blocked, blocked_backward
@@ -58,6 +60,16 @@ def attention(dtype: torch.dtype, window: tuple[int, int], *, indexed: bool = Fa
     kernel, scale = attention_op.KERNELS["triton"], width**-0.5
     out, weights, lse = driver.forward(kernel, *inputs, scale)
     driver.backward(kernel, out, weights, lse, *inputs, weights, scale, [True] * 5)
+
+
+def deformable(dtype: torch.dtype) -> None:
+    """``deformable_attention`` of 8 heads on three levels of hidden states, projected: 4 points, every gradient."""
+    heads, width, queries, points = 8, 128, 64, 4
+    value = [torch.empty(TILES, GRID, GRID, heads, width, dtype=dtype, device="meta") for _ in range(LEVELS)]
+    shape = (TILES, queries, heads, LEVELS, points)
+    places, weights = (torch.empty(*shape, *last, device="meta") for last in ((2,), ()))
+    out = deformable_driver.forward(deformable_triton, value, places, weights)
+    deformable_driver.backward(deformable_triton, out, value, places, weights, [True] * (2 + LEVELS))
 
 
 def _hidden_state(grid: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

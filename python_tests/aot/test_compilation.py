@@ -66,6 +66,16 @@ def test_float16_features_in_float32_blocks_fit(architecture: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_deformable_attention_fits_and_reads_whole_rows(dtype: torch.dtype, architecture: int) -> None:
+    kernels = compile_launches(architecture, functools.partial(_calls.deformable, dtype))
+    assert_fits(kernels, {"deformable_forward", "deformable_backward", "deformable_value_gradient"})
+    for kernel in kernels:
+        assert kernel.count(r"ld\.global\S*\.v[24]") > 0, kernel.name
+        assert kernel.count(r"atom\.|red\.global") == 0, kernel.name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_bfloat16_uses_tensor_cores_and_copies_16_bytes_ahead(architecture: int) -> None:
     for kernel in compiled(architecture, "cross_attention", torch.bfloat16, 16, extras=False):
         assert kernel.count(TENSOR_CORE) > 0, kernel.name

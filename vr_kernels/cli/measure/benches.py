@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from vr_kernels.cli.measure.bench import Bench
+from vr_kernels.cli.measure.deformable_attention import DeformableAttentionBench
 from vr_kernels.cli.measure.local_cross_attention import LocalCrossAttentionBench
+from vr_kernels.cli.measure.saliency import SaliencyBench
 
-BENCHES: dict[str, Bench[Any, Any]] = {bench.name: bench for bench in (LocalCrossAttentionBench(),)}
+BENCHES: dict[str, Bench[Any, Any]] = {
+    bench.name: bench for bench in (LocalCrossAttentionBench(), DeformableAttentionBench(), SaliencyBench())
+}

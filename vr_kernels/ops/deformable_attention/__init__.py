@@ -13,6 +13,7 @@ from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._triton import support
 from vr_kernels.ops.deformable_attention import op, reference, stock
 
 __all__ = ["deformable_attention"]
@@ -75,6 +76,7 @@ class DeformableRequest(Request):
 
     deterministic: bool  # whether torch was asked to compute so
     empty: bool = False  # no image, or a level without features
+    points: int = 4
 
 
 def _check(given: tuple[Any, ...], deterministic: bool) -> DeformableRequest:
@@ -91,7 +93,9 @@ def _check(given: tuple[Any, ...], deterministic: bool) -> DeformableRequest:
     arguments.tensor("attention_weights", weights)
     arguments.auxiliary("attention_weights", weights, levels[0], [shape])
     empty = batch == 0 or any(level.shape[1] * level.shape[2] == 0 for level in levels)
-    return DeformableRequest(levels[0].device.type, levels[0].dtype, deterministic=deterministic, empty=empty)
+    return DeformableRequest(
+        levels[0].device.type, levels[0].dtype, deterministic=deterministic, empty=empty, points=points
+    )
 
 
 def _check_levels(arguments: Arguments, values: Sequence[Any]) -> list[Signature]:
@@ -127,6 +131,15 @@ def _plan(given: tuple[Any, ...], deterministic: bool, backend: str | None) -> s
     return OPERATOR.select(_check(given, deterministic), backend)
 
 
+LARGEST_POINTS = 64  # of one head in one level, which Triton's kernels take at once
+
+
+def _refuses_triton(request: DeformableRequest) -> str | None:
+    if not 1 <= request.points <= LARGEST_POINTS:
+        return f"the Triton kernels take 1 to {LARGEST_POINTS} points a level, these are {request.points}"
+    return support.refuses(request)
+
+
 def _refuses_empty(request: DeformableRequest) -> str | None:
     return "grid_sample takes no empty batch and no level without features" if request.empty else None
 
@@ -145,6 +158,7 @@ OPERATOR: Operator[DeformableRequest] = Operator(
     "deformable_attention",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("triton", refuses=_refuses_triton, passed_over=support.experimental),
         Backend("grid_sample", refuses=_refuses_empty, passed_over=_atomic),
         Backend("reference"),
     ),

@@ -15,7 +15,7 @@ from vr_kernels.ops._registration import (
     refuse_double_backward,
     refuse_other_modes,
 )
-from vr_kernels.ops.deformable_attention import driver, native
+from vr_kernels.ops.deformable_attention import driver, native, triton
 
 SCHEMA = """deformable_attention(Tensor[] value, Tensor sampling_locations, Tensor attention_weights,
  str backend) -> Tensor"""
@@ -24,7 +24,7 @@ SCHEMA = """deformable_attention(Tensor[] value, Tensor sampling_locations, Tens
 BACKWARD_SCHEMA = """deformable_attention_backward(Tensor grad_out, Tensor[] value, Tensor sampling_locations,
  Tensor attention_weights, bool[] needs, str backend) -> Tensor[]"""
 
-KERNELS = {"cpu": native}
+KERNELS = {"cpu": native, "triton": triton}
 
 
 def forward(value: Sequence[Tensor], sampling_locations: Tensor, attention_weights: Tensor, backend: str) -> Tensor:
