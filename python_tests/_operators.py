@@ -13,6 +13,7 @@ from torch import Tensor
 import vr_kernels
 from python_tests import _oracle
 from python_tests._cases import Call, attention_call, cross_attention_call
+from python_tests._deformable_cases import deformable_attention, deformable_call
 from vr_kernels.ops._dispatch import operators
 
 Draw = dict[str, Any]  # what a call is drawn with
@@ -103,8 +104,28 @@ LOCAL_CROSS_ATTENTION = Subject(
     frozenset({"query", "features", "key_weight", "value_weight"}),
 )  # fmt: skip
 
+DEFORMABLE_ATTENTION = Subject(
+    "deformable_attention",
+    vr_kernels.deformable_attention,
+    deformable_attention,
+    deformable_call,
+    {},
+    {
+        "plain": {"sizes": ((4, 6), (3, 5))},
+        "everything": {"sizes": ((4, 6), (3, 5), (1, 2)), "outside": 0.6, "auxiliary": None},
+    },
+    (
+        {"batch": 5, "queries": 7, "heads": 6, "sizes": ((11, 13), (10, 9))},
+        {"batch": 2, "queries": 11, "heads": 9, "sizes": ((5, 6), (12, 7))},
+        {"batch": 7, "queries": 3, "heads": 2, "sizes": ((9, 5), (6, 11))},
+    ),
+    {"one level": {}, "levels": {"sizes": ((3, 5), (1, 2))}},
+    {"plain": ({}, {}), "places in the values' dtype": ({"auxiliary": None}, {})},
+    frozenset({"value"}),
+)
+
 WINDOWED = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]
-SUBJECTS = [*WINDOWED]
+SUBJECTS = [*WINDOWED, DEFORMABLE_ATTENTION]
 
 
 def backends_of(subject: Subject, device: str = "cpu") -> list[str]:

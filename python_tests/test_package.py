@@ -46,6 +46,8 @@ print(*vr_kernels.local_attention(torch.ones(1, 1, 1, 1, 2), torch.ones(1, 2, 2,
 def test_public_names_are_those_documented() -> None:
     assert vr_kernels.__all__ == [
         "BidirectionalTokenAttention",
+        "DeformableCrossAttention",
+        "GlobalCrossAttention",
         "LocalCrossAttention",
         "TokenFeatureCrossAttention",
         "VisionRemember",

@@ -4,6 +4,8 @@ from vr_kernels._version import __version__
 from vr_kernels.integrations import capture_features
 from vr_kernels.nn import (
     BidirectionalTokenAttention,
+    DeformableCrossAttention,
+    GlobalCrossAttention,
     LocalCrossAttention,
     TokenFeatureCrossAttention,
     VisionRemember,
@@ -28,6 +30,8 @@ from vr_kernels.ops import (
 
 __all__ = [
     "BidirectionalTokenAttention",
+    "DeformableCrossAttention",
+    "GlobalCrossAttention",
     "LocalCrossAttention",
     "TokenFeatureCrossAttention",
     "VisionRemember",

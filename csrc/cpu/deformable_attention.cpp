@@ -51,7 +51,7 @@ struct Sample {
     const double x = static_cast<double>(location[0]) * static_cast<double>(level.width) - 0.5;
     const double y = static_cast<double>(location[1]) * static_cast<double>(level.height) - 0.5;
     const bool near =
-        x > -1.0 && y > -1.0 && x < static_cast<double>(level.width) && y < static_cast<double>(level.height);
+        x >= -1.0 && y >= -1.0 && x < static_cast<double>(level.width) && y < static_cast<double>(level.height);
     const double left = near ? std::floor(x) : -2.0, top = near ? std::floor(y) : -2.0;
     right = near ? static_cast<float>(x - left) : 0.0f;
     below = near ? static_cast<float>(y - top) : 0.0f;
@@ -80,23 +80,25 @@ struct Head {
 // The corners that a head reads, of all its samples one after another: those that lie inside their level.
 struct Corners {
   const DeformableAttention& problem;
-  const int64_t samples;   // of one head
-  const int64_t capacity;  // corners
-  int64_t count = 0;
+  const int64_t samples;          // of one head
+  const int64_t capacity;         // corners
+  int64_t count = 0, wanted = 0;  // wanted: those of levels whose gradient is asked for
   const void** values;
-  float** gradients;
   float* weights;
+  float** gradients;
+  float* gradient_weights;
 
   Corners(const DeformableAttention& of, Scratch& scratch)
       : problem(of),
         samples(static_cast<int64_t>(of.levels.size()) * of.points),
         capacity(4 * samples),
         values(scratch.take<const void*>(capacity)),
+        weights(scratch.take<float>(capacity)),
         gradients(scratch.take<float*>(capacity)),
-        weights(scratch.take<float>(capacity)) {}
+        gradient_weights(scratch.take<float>(capacity)) {}
 
   void find(const Head& at) {
-    count = 0;
+    count = wanted = 0;
     const int64_t first = at.number(problem) * samples;
     for (int64_t i = 0; i < samples; ++i) {
       const SampledLevel& level = problem.levels[i / problem.points];
@@ -111,11 +113,11 @@ struct Corners {
       const int64_t offset =
           at.image * level.stride_batch + y * level.stride_row + x * level.stride_column + at.head * level.stride_head;
       values[count] = static_cast<const char*>(level.value) + offset * size_of(problem.dtype);
-      if (level.gradient != nullptr) {
-        const int64_t feature = (at.image * level.height + y) * level.width + x;
-        gradients[count] = level.gradient + (feature * problem.heads + at.head) * problem.channels;
-      }
       weights[count++] = weight * sample.share(k);
+      if (level.gradient == nullptr) continue;
+      const int64_t feature = (at.image * level.height + y) * level.width + x;
+      gradients[wanted] = level.gradient + (feature * problem.heads + at.head) * problem.channels;
+      gradient_weights[wanted++] = weights[count - 1];
     }
   }
 
@@ -174,8 +176,6 @@ void deformable_attention_backward(const DeformableAttention& problem, const voi
   validate(problem);
   const int64_t owned = problem.batch * problem.heads, channels = problem.channels;
   if (owned * problem.queries == 0) return;
-  const bool wants_values = std::any_of(problem.levels.begin(), problem.levels.end(),
-                                        [](const SampledLevel& level) { return level.gradient != nullptr; });
   const bool wants_places = grad_locations != nullptr || grad_weights != nullptr;
   const SampleMath& math = sample_math();
   parallel(threads_for(problem, owned), [&](int thread, int threads) {
@@ -194,7 +194,7 @@ void deformable_attention_backward(const DeformableAttention& problem, const voi
           math.dot(problem.dtype, corners.values, gradient, corners.count, channels, products);
           corners.differentiate(at, products, grad_locations, grad_weights);
         }
-        if (wants_values) math.spread(corners.gradients, corners.weights, gradient, corners.count, channels);
+        math.spread(corners.gradients, corners.gradient_weights, gradient, corners.wanted, channels);
       }
     }
   });

@@ -12,7 +12,7 @@ import torch
 
 from python_tests._cases import Call
 from python_tests._errors import assert_obeys_the_error_rule
-from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject
+from python_tests._operators import DEFORMABLE_ATTENTION, LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject
 from vr_kernels.ops.local_cross_attention import op
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -36,6 +36,14 @@ CROSS_ATTENTION: dict[str, dict[str, Any]] = {
     "two steps of channels in one level": {"widths": (150, 8), "norm": "level", "windows": (1, 2)},
     "a window that fills 32 slots": {"window": (5, 4), "windows": (1, 2), "saliency": "value"},
 }  # fmt: skip
+
+
+DEFORMABLE: dict[str, dict[str, Any]] = {
+    "everything": {"sizes": ((4, 6), (3, 5), (1, 2)), "outside": 0.6},
+    "two steps of channels": {"width": 150, "queries": 2},
+    "one point of one channel": {"width": 1, "points": 1, "heads": 1},
+    "five points, padded to eight": {"points": 5, "auxiliary": None},
+}
 
 
 def assert_obeys(subject: Subject, draws: int = 2, **spec: Any) -> None:
@@ -63,6 +71,12 @@ def test_local_attention(spec: dict[str, Any], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("spec", CROSS_ATTENTION.values(), ids=CROSS_ATTENTION.keys())
 def test_local_cross_attention(spec: dict[str, Any], dtype: torch.dtype) -> None:
     assert_obeys(LOCAL_CROSS_ATTENTION, dtype=dtype, **spec)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spec", DEFORMABLE.values(), ids=DEFORMABLE.keys())
+def test_deformable_attention(spec: dict[str, Any], dtype: torch.dtype) -> None:
+    assert_obeys(DEFORMABLE_ATTENTION, dtype=dtype, **spec)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)

@@ -13,6 +13,7 @@ from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._triton import support
 from vr_kernels.ops.deformable_attention import op, reference, stock
 
 __all__ = ["deformable_attention"]
@@ -53,7 +54,7 @@ def deformable_attention(
 
     >>> import torch
     >>> value = [torch.ones(1, 4, 4, 2, 8), torch.ones(1, 2, 2, 2, 8)]  # two levels, 2 heads
-    >>> places, weights = torch.full((1, 3, 2, 2, 5, 2), 0.5), torch.full((1, 3, 2, 2, 5), 0.1)
+    >>> places, weights = torch.full((1, 3, 2, 2, 4, 2), 0.5), torch.full((1, 3, 2, 2, 4), 1 / 8)
     >>> out = deformable_attention(value, places, weights)
     >>> out.shape, out.unique()
     (torch.Size([1, 3, 2, 8]), tensor([1.]))
@@ -74,6 +75,8 @@ class DeformableRequest(Request):
     """A deformable attention call, as its backends see it."""
 
     deterministic: bool  # whether torch was asked to compute so
+    empty: bool = False  # no image, or a level without features
+    points: int = 4
 
 
 def _check(given: tuple[Any, ...], deterministic: bool) -> DeformableRequest:
@@ -89,7 +92,10 @@ def _check(given: tuple[Any, ...], deterministic: bool) -> DeformableRequest:
     arguments.auxiliary("sampling_locations", locations, levels[0], [(*shape, 2)])
     arguments.tensor("attention_weights", weights)
     arguments.auxiliary("attention_weights", weights, levels[0], [shape])
-    return DeformableRequest(levels[0].device.type, levels[0].dtype, deterministic=deterministic)
+    empty = batch == 0 or any(level.shape[1] * level.shape[2] == 0 for level in levels)
+    return DeformableRequest(
+        levels[0].device.type, levels[0].dtype, deterministic=deterministic, empty=empty, points=points
+    )
 
 
 def _check_levels(arguments: Arguments, values: Sequence[Any]) -> list[Signature]:
@@ -125,6 +131,19 @@ def _plan(given: tuple[Any, ...], deterministic: bool, backend: str | None) -> s
     return OPERATOR.select(_check(given, deterministic), backend)
 
 
+LARGEST_POINTS = 64  # of one head in one level, which Triton's kernels take at once
+
+
+def _refuses_triton(request: DeformableRequest) -> str | None:
+    if not 1 <= request.points <= LARGEST_POINTS:
+        return f"the Triton kernels take 1 to {LARGEST_POINTS} points a level, these are {request.points}"
+    return support.refuses(request)
+
+
+def _refuses_empty(request: DeformableRequest) -> str | None:
+    return "grid_sample takes no empty batch and no level without features" if request.empty else None
+
+
 def _atomic(request: DeformableRequest) -> str | None:
     if request.device == "cuda" and request.deterministic:
         return "torch is asked for deterministic algorithms, and grid_sample's gradient on CUDA is a sum of atomics"
@@ -139,7 +158,8 @@ OPERATOR: Operator[DeformableRequest] = Operator(
     "deformable_attention",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("grid_sample", passed_over=_atomic),
+        Backend("triton", refuses=_refuses_triton, passed_over=support.experimental),
+        Backend("grid_sample", refuses=_refuses_empty, passed_over=_atomic),
         Backend("reference"),
     ),
     _request,

@@ -15,7 +15,7 @@ from vr_kernels.ops._registration import (
     refuse_double_backward,
     refuse_other_modes,
 )
-from vr_kernels.ops.deformable_attention import driver, native
+from vr_kernels.ops.deformable_attention import driver, native, triton
 
 SCHEMA = """deformable_attention(Tensor[] value, Tensor sampling_locations, Tensor attention_weights,
  str backend) -> Tensor"""
@@ -24,7 +24,7 @@ SCHEMA = """deformable_attention(Tensor[] value, Tensor sampling_locations, Tens
 BACKWARD_SCHEMA = """deformable_attention_backward(Tensor grad_out, Tensor[] value, Tensor sampling_locations,
  Tensor attention_weights, bool[] needs, str backend) -> Tensor[]"""
 
-KERNELS = {"cpu": native}
+KERNELS = {"cpu": native, "triton": triton}
 
 
 def forward(value: Sequence[Tensor], sampling_locations: Tensor, attention_weights: Tensor, backend: str) -> Tensor:
@@ -88,7 +88,7 @@ class EagerDeformableAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
         return None, *_gradients(grad_out, ctx.saved_tensors, ctx.needs_input_grad[1:], ctx.backend)
 
 

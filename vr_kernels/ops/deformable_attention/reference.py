@@ -44,5 +44,5 @@ def bilinear(level: Tensor, locations: Tensor) -> Tensor:
     for column, row, share in corners:
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         feature = level[b, row.where(inside, 0).long(), column.where(inside, 0).long(), h]  # (B, Q, h, P, d)
-        samples = samples + share[..., None] * feature.where(inside[..., None], 0)
+        samples = samples + share.where(inside, 0)[..., None] * feature.where(inside[..., None], 0)
     return samples
