@@ -195,6 +195,18 @@ def test_the_guide_sees_the_prompt_and_nothing_else() -> None:
     assert (run(block, changed) != before)[vision].any(-1).tolist() == [True] * 6 + [False] * 18
 
 
+def test_an_image_whose_sample_has_no_text_has_no_guide() -> None:
+    block, inputs = block_of(), batch()
+    inputs.text_mask[2] = False
+    state = {name: value.detach() for name, value in block.state_dict().items()}
+    out = run(block, inputs)
+    expected = oracle.vision_remember(state, block.config, inputs)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    without = run(block, inputs, text=False)
+    torch.testing.assert_close(out[2], without[2], rtol=1e-10, atol=1e-10)
+    assert not torch.equal(out[0], without[0])
+
+
 def test_saliency_and_guide_are_refused_where_they_are_not_configured() -> None:
     inputs, arguments = batch(), {"text_mask": batch().text_mask}
     call = (inputs.hidden_states, inputs.vision_map, inputs.levels)
