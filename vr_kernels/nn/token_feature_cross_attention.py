@@ -138,10 +138,10 @@ class TokenFeatureCrossAttention(nn.Module):
     def _attend(
         self, query: Tensor, vision_map: VisionTokenMap, levels: list[Tensor], saliency: Tensor | None
     ) -> Tensor:
-        """query (V, C) -> (V, C): over the grid where the interaction or the tokens ask for it, else by index."""
+        """query (V, C) -> (V, C): over the tiles' grid where the tokens fill it or the interaction asks for it."""
         options = {} if self.window_position is None else {"attention_bias": self.window_position}
         whole = vision_map.cells is None and not vision_map.ragged
-        if vision_map.grid is None or (self.config.interaction == "local" and not whole):
+        if vision_map.grid is None or (self.config.interaction == "local" and not whole):  # windows by their index
             levels = [as_table(level, 1) for level in levels]
             salient = None if saliency is None else as_table(saliency, 0)
             index = vision_map.window_index
@@ -170,6 +170,11 @@ class TokenFeatureCrossAttention(nn.Module):
             given = "None" if saliency is None else "given"
             raise ValueError(
                 f"{NAME}: saliency is {given}, and config.saliency is {config.saliency!r}; they must agree"
+            )
+        if config.interaction != "local" and vision_map.grid is None:
+            raise ValueError(
+                f"{NAME}: the map has no grid, and config.interaction is {config.interaction!r}; windows of any other "
+                "geometry are read by 'local' alone"
             )
         if vision_map.ragged and (config.ragged_windows == "reject" or self.window_position is not None):
             raise ValueError(

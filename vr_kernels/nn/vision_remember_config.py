@@ -144,6 +144,8 @@ class VisionRememberConfig:
             self._refuse(
                 "num_heads", f"given, or head_dim: the levels' {channels} channels are no multiple of {default}"
             )
+        if self.interaction == "deformable" and self.feature_norm == "all":
+            self._refuse("feature_norm", "'level' or 'none' where interaction is 'deformable', which joins no levels")
         if self.window_position == "learned" and (self.window is None or self.interaction != "local"):
             self._refuse("window_position", "'none' where window is None or interaction is not 'local'")
 
