@@ -162,6 +162,22 @@ def test_a_new_block_is_the_identity_bit_for_bit(layers: tuple[str, ...], residu
         assert torch.equal(bits(out), bits(inputs.hidden_states))
 
 
+@pytest.mark.parametrize("layers", ALONE, ids=str)
+def test_a_new_block_of_ordinary_initialisation_is_not(layers: tuple[str, ...]) -> None:
+    inputs = batch()
+    block = VisionRemember(config_of(layers=layers, residual="normal", text_guide="none"), dtype=torch.float64)
+    assert (run(block, inputs) != inputs.hidden_states)[inputs.vision_mask].any(-1).all()
+
+
+def test_the_backend_is_that_asked_for() -> None:
+    inputs = batch().to(torch.float32)
+    for options in ({}, {"literal": True, "num_heads": None}):
+        for backend in ("reference", "cpu"):
+            run(VisionRemember(config_of(**options), backend=backend), inputs)
+        with pytest.raises(ValueError, match="backend"):
+            run(VisionRemember(config_of(**options), backend="cuda"), inputs)
+
+
 @pytest.mark.parametrize("layers", [*LAYERS, *ALONE], ids=str)
 @pytest.mark.parametrize("features", [False, True], ids=["without features", "with features"])
 def test_a_batch_without_an_image_passes_and_touches_every_parameter(layers: tuple[str, ...], features: bool) -> None:
