@@ -162,6 +162,22 @@ def test_a_new_block_is_the_identity_bit_for_bit(layers: tuple[str, ...], residu
         assert torch.equal(bits(out), bits(inputs.hidden_states))
 
 
+@pytest.mark.parametrize("layers", ALONE, ids=str)
+def test_a_new_block_of_ordinary_initialisation_is_not(layers: tuple[str, ...]) -> None:
+    inputs = batch()
+    block = VisionRemember(config_of(layers=layers, residual="normal", text_guide="none"), dtype=torch.float64)
+    assert (run(block, inputs) != inputs.hidden_states)[inputs.vision_mask].any(-1).all()
+
+
+def test_the_backend_is_that_asked_for() -> None:
+    inputs = batch().to(torch.float32)
+    for options in ({}, {"literal": True, "num_heads": None}):
+        for backend in ("reference", "cpu"):
+            run(VisionRemember(config_of(**options), backend=backend), inputs)
+        with pytest.raises(ValueError, match="backend"):
+            run(VisionRemember(config_of(**options), backend="cuda"), inputs)
+
+
 @pytest.mark.parametrize("layers", [*LAYERS, *ALONE], ids=str)
 @pytest.mark.parametrize("features", [False, True], ids=["without features", "with features"])
 def test_a_batch_without_an_image_passes_and_touches_every_parameter(layers: tuple[str, ...], features: bool) -> None:
@@ -193,6 +209,18 @@ def test_the_guide_sees_the_prompt_and_nothing_else() -> None:
     assert torch.equal(run(block, changed)[vision], before[vision])
     changed.hidden_states[0, 13] = 1e3  # the prompt of sample 0
     assert (run(block, changed) != before)[vision].any(-1).tolist() == [True] * 6 + [False] * 18
+
+
+def test_an_image_whose_sample_has_no_text_has_no_guide() -> None:
+    block, inputs = block_of(), batch()
+    inputs.text_mask[2] = False
+    state = {name: value.detach() for name, value in block.state_dict().items()}
+    out = run(block, inputs)
+    expected = oracle.vision_remember(state, block.config, inputs)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    without = run(block, inputs, text=False)
+    torch.testing.assert_close(out[2], without[2], rtol=1e-10, atol=1e-10)
+    assert not torch.equal(out[0], without[0])
 
 
 def test_saliency_and_guide_are_refused_where_they_are_not_configured() -> None:

@@ -144,6 +144,10 @@ REFUSALS: dict[str, dict[str, Any]] = {
         "literal": True,
         "interaction": "global",
     },
+    "feature_norm is 'all'; it must be 'level' or 'none' where interaction is 'deformable', which joins no levels": {
+        "feature_norm": "all",
+        "interaction": "deformable",
+    },
     "window_position is 'learned'; it must be 'none' where window is None or interaction is not 'local'": {
         "window_position": "learned"
     },

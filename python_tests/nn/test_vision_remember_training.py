@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from python_tests.nn._vision_batch import GRID, Batch, batch
+from python_tests.nn._vision_batch import GRID, WIDTHS, Batch, batch
 from python_tests.nn.test_vision_remember import block_of
 from vr_kernels import VisionRemember, VisionTokenMap
 
@@ -97,6 +98,19 @@ def test_a_compiled_block_takes_other_batches() -> None:
         hidden_states = torch.randn(1, length, 12)
         call = (hidden_states, vision_map, levels)
         torch.testing.assert_close(compiled(*call, text_mask=~mask), block(*call, text_mask=~mask))
+
+
+@pytest.mark.parametrize("growing", [False, True], ids=["of one shape", "of other shapes"])
+def test_a_compiled_block_is_not_compiled_again_for_every_map(growing: bool) -> None:
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(block_of(torch.float32), fullgraph=True, backend=counter)
+    for i in range(8):
+        length = 26 + i * growing
+        mask = torch.arange(length)[None] % 20 < 6
+        vision_map = VisionTokenMap.from_grid(mask, grid=GRID, feature_grid=(4, 9), tiles=[2])
+        compiled(torch.randn(1, length, 12), vision_map, [torch.randn(2, 4, 9, width) for width in WIDTHS])
+    assert counter.frame_count == 1 + growing
 
 
 def test_features_that_learn_get_their_gradient() -> None:

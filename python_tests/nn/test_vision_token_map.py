@@ -135,6 +135,7 @@ VALUE_FAULTS: dict[str, dict[str, Any]] = {
         "token_rows": torch.tensor([[0, 1], [8, -1]])
     },
     "token_rows[1, 1] is -2;": {"token_rows": torch.tensor([[0, 1], [5, -2]])},
+    "rows is not token_rows without its padding; leave it out": {"rows": torch.tensor([0, 5, 1])},
     "token_rows names a row twice": {"token_rows": torch.tensor([[0, 0], [5, -1]])},
     "token_rows[1, 0] is in sample 1, image_sample[1] is 0;": {"image_sample": torch.tensor([0, 0])},
     "window_index[2, 0] is 6; it must be -1 (absent) or a feature row in [0, 6)": {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from vr_kernels.nn._linear import plain_linear, scaled
 from vr_kernels.nn._literal_attention import LiteralLocalAttention
 from vr_kernels.nn._map_inputs import as_table, as_tiles, check_leading_shape, check_stream, checked_levels
+from vr_kernels.nn.deformable_cross_attention import DeformableCrossAttention
+from vr_kernels.nn.global_cross_attention import GlobalCrossAttention
 from vr_kernels.nn.local_cross_attention import LocalCrossAttention
 from vr_kernels.nn.vision_remember_config import VisionRememberConfig
 from vr_kernels.nn.vision_token_map import VisionTokenMap
@@ -19,10 +20,10 @@ from vr_kernels.ops import gather_tokens, scatter_add_tokens
 
 NAME = "TokenFeatureCrossAttention"
 
-INTERACTIONS = {
-    "local": ("vr_kernels.nn.local_cross_attention", "LocalCrossAttention"),
-    "global": ("vr_kernels.nn.global_cross_attention", "GlobalCrossAttention"),
-    "deformable": ("vr_kernels.nn.deformable_cross_attention", "DeformableCrossAttention"),
+INTERACTIONS: dict[str, Callable[..., nn.Module]] = {
+    "local": LocalCrossAttention,
+    "global": GlobalCrossAttention,
+    "deformable": DeformableCrossAttention,
 }
 
 
@@ -138,10 +139,10 @@ class TokenFeatureCrossAttention(nn.Module):
     def _attend(
         self, query: Tensor, vision_map: VisionTokenMap, levels: list[Tensor], saliency: Tensor | None
     ) -> Tensor:
-        """query (V, C) -> (V, C): over the grid where the interaction or the tokens ask for it, else by index."""
+        """query (V, C) -> (V, C): over the tiles' grid where the tokens fill it or the interaction asks for it."""
         options = {} if self.window_position is None else {"attention_bias": self.window_position}
         whole = vision_map.cells is None and not vision_map.ragged
-        if vision_map.grid is None or (self.config.interaction == "local" and not whole):
+        if vision_map.grid is None or (self.config.interaction == "local" and not whole):  # windows by their index
             levels = [as_table(level, 1) for level in levels]
             salient = None if saliency is None else as_table(saliency, 0)
             index = vision_map.window_index
@@ -170,6 +171,11 @@ class TokenFeatureCrossAttention(nn.Module):
             given = "None" if saliency is None else "given"
             raise ValueError(
                 f"{NAME}: saliency is {given}, and config.saliency is {config.saliency!r}; they must agree"
+            )
+        if config.interaction != "local" and vision_map.grid is None:
+            raise ValueError(
+                f"{NAME}: the map has no grid, and config.interaction is {config.interaction!r}; windows of any other "
+                "geometry are read by 'local' alone"
             )
         if vision_map.ragged and (config.ragged_windows == "reject" or self.window_position is not None):
             raise ValueError(
@@ -221,10 +227,8 @@ class TokenFeatureCrossAttention(nn.Module):
 def _attention(config: VisionRememberConfig, backend: str | None, factory: dict[str, Any]) -> nn.Module:
     if config.literal:
         return LiteralLocalAttention(config.feature_dims, feature_norm=config.feature_norm, backend=backend, **factory)
-    # Found by name, so that a block needs the interaction that it has and no other.
-    module, name = INTERACTIONS[config.interaction]
     heads, head_dim = config.heads
-    return getattr(importlib.import_module(module), name)(  # type: ignore[no-any-return]
+    return INTERACTIONS[config.interaction](
         sum(config.feature_dims),
         config.feature_dims,
         heads,

@@ -18,9 +18,10 @@ class VisionRemember(nn.Module):
     """Vision Remember between two decoder layers (v1, §4.3; v2, §3): the vision tokens read the encoder's features
     again, and then each other and the prompt. All other rows of the stream pass through bit for bit.
 
-    A block starts as the identity, bit for bit, unless config.residual is "normal". It belongs in the prefill alone:
-    a decoding step has no vision token. A batch without an image runs through every parameter with no row to change,
-    so that each has a gradient, of zero: data-parallel training needs no parameter left out.
+    A block starts as the identity, bit for bit where all it reads is finite, unless config.residual is "normal". It
+    belongs in the prefill alone: a decoding step has no vision token. A batch without an image runs through every
+    parameter with no row to change, so that each has a gradient, of zero: data-parallel training needs no parameter
+    left out.
 
     After building it on the meta device and ``to_empty``, call ``reset_parameters`` of the block itself, last: those of
     its Linears know nothing of a start at zero.

@@ -144,6 +144,8 @@ class VisionRememberConfig:
             self._refuse(
                 "num_heads", f"given, or head_dim: the levels' {channels} channels are no multiple of {default}"
             )
+        if self.interaction == "deformable" and self.feature_norm == "all":
+            self._refuse("feature_norm", "'level' or 'none' where interaction is 'deformable', which joins no levels")
         if self.window_position == "learned" and (self.window is None or self.interaction != "local"):
             self._refuse("window_position", "'none' where window is None or interaction is not 'local'")
 
@@ -154,7 +156,8 @@ class VisionRememberConfig:
             return 1, sum(self.feature_dims)
         num_heads, head_dim = self.num_heads, self.head_dim
         if num_heads is None and head_dim is None:
-            num_heads, head_dim = (8, None) if self.interaction == "deformable" else (None, 128)
+            default = DEFAULT_HEADS[self.interaction]
+            num_heads, head_dim = (default, None) if self.interaction == "deformable" else (None, default)
         channels = sum(self.feature_dims)
         num_heads = channels // (head_dim or 1) if num_heads is None else num_heads
         return num_heads, channels // num_heads if head_dim is None else head_dim

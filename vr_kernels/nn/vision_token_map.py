@@ -117,6 +117,8 @@ class VisionTokenMap:
                 f"token_rows[{i}, {n}] is {int(self.token_rows[i, n])}; it must be -1 (padding) or a row b*T + t in "
                 f"[0, {batch * length})"
             )
+        if not torch.equal(self.rows, self.token_rows[self.token_rows >= 0]):
+            raise arguments.error("rows is not token_rows without its padding; leave it out")
         if len(self.rows.unique()) != len(self.rows):
             raise arguments.error("token_rows names a row twice; each vision token stands in one place")
         elsewhere = (self.token_rows >= 0) & (self.token_rows // length != self.image_sample[:, None])
