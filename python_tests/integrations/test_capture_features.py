@@ -409,3 +409,15 @@ def test_a_saliency_function_of_another_shape_is_refused() -> None:
         pytest.raises(ValueError, match=r"saliency returned \(2, 10, 2, 8\); it must be \(2, 10\)"),
     ):
         model(pixels())
+
+
+@families
+def test_states_keep_the_cls_row(family: str) -> None:
+    model, images = tower(family), pixels()
+    with torch.no_grad(), capture_features(model, (4, 2)) as captured:
+        expected = hidden_states(model, images)
+    assert all(torch.equal(state, expected[level]) for state, level in zip(captured.states, (4, 2), strict=True))
+    with torch.no_grad(), capture_features(model, (4, 2), joint=True) as captured:
+        model(images)
+    with pytest.raises(RuntimeError, match="captured side by side, without CLS rows"):
+        _ = captured.states
