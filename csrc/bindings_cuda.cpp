@@ -1,5 +1,6 @@
 #include "bindings.h"
 #include "cuda/local_attention.h"
+#include "cuda/local_cross_attention.h"
 
 namespace py = pybind11;
 
@@ -18,9 +19,59 @@ cuda::Readers to_readers(const ReadersTuple& readers) {
           reinterpret_cast<const int64_t*>(std::get<1>(readers))};
 }
 
+// Addresses of the statistics, gamma and beta; 0 where absent.
+using NormTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t>;
+
+cuda::Norm to_norm(const NormTuple& norm) {
+  return {reinterpret_cast<const cuda::RowStatistics*>(std::get<0>(norm)),
+          reinterpret_cast<const float*>(std::get<1>(norm)), reinterpret_cast<const float*>(std::get<2>(norm))};
+}
+
+void bind_fused(py::module_& m) {
+  m.def(
+      "cuda_local_cross_attention_statistics",
+      [](const LocalAttention& features, uintptr_t statistics, const StreamTuple& stream) {
+        const py::gil_scoped_release released;
+        cuda::local_cross_attention_statistics(features, reinterpret_cast<cuda::RowStatistics*>(statistics),
+                                               to_stream(stream));
+      },
+      py::arg("features"), py::arg("statistics"), py::arg("stream"));
+  m.def(
+      "cuda_local_cross_attention_scores",
+      [](const LocalAttention& features, const NormTuple& norm, const RowsTuple& x, const RowsTuple& weight,
+         int64_t width, const RowsTuple& scores, int64_t parts, int64_t part_stride, const StreamTuple& stream) {
+        const cuda::Scores buffers{to_rows(x), to_rows(weight), width, to_rows(scores), parts, part_stride};
+        const py::gil_scoped_release released;
+        cuda::local_cross_attention_scores(features, to_norm(norm), buffers, to_stream(stream));
+      },
+      py::arg("features"), py::arg("norm"), py::arg("x"), py::arg("weight"), py::arg("width"), py::arg("scores"),
+      py::arg("parts"), py::arg("part_stride"), py::arg("stream"));
+  m.def(
+      "cuda_local_cross_attention_project",
+      [](const LocalAttention& features, const NormTuple& norm, const RowsTuple& a, const RowsTuple& weight,
+         int64_t width, const RowsTuple& out, const StreamTuple& stream) {
+        const cuda::Projection buffers{to_rows(a), to_rows(weight), width, to_rows(out)};
+        const py::gil_scoped_release released;
+        cuda::local_cross_attention_project(features, to_norm(norm), buffers, to_stream(stream));
+      },
+      py::arg("features"), py::arg("norm"), py::arg("a"), py::arg("weight"), py::arg("width"), py::arg("out"),
+      py::arg("stream"));
+  m.def(
+      "cuda_local_cross_attention_outer",
+      [](const LocalAttention& features, const NormTuple& norm, const RowsTuple& x, const RowsTuple& a, int64_t width,
+         uintptr_t factors, const RowsTuple& out, const StreamTuple& stream) {
+        const cuda::Outer buffers{to_rows(x), to_rows(a), width, reinterpret_cast<const float*>(factors), to_rows(out)};
+        const py::gil_scoped_release released;
+        cuda::local_cross_attention_outer(features, to_norm(norm), buffers, to_stream(stream));
+      },
+      py::arg("features"), py::arg("norm"), py::arg("x"), py::arg("a"), py::arg("width"), py::arg("factors"),
+      py::arg("out"), py::arg("stream"));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
+  bind_fused(m);
   m.def(
       "cuda_local_attention_forward",
       [](const LocalAttention& problem, const RowsTuple& query, const RowsTuple& out, const RowsTuple& attention,

@@ -169,6 +169,11 @@ def map_tensors(call: Call, function: Callable[[Tensor], Tensor]) -> Call:
     return {name: change(value) for name, value in call.items()}
 
 
+def leading_argument(call: Call) -> str:
+    """Whose dtype and device the others share: query, or what stands for it."""
+    return next(iter(call))
+
+
 def floating_tensors(call: Call) -> dict[str, Tensor]:
     """The call's floating tensors by name; ``features[1]`` for those in lists."""
     found = {}

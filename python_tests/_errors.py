@@ -68,7 +68,8 @@ class Comparison:
 def evaluate(
     function: Callable[..., Any], call: Call, cotangents: Sequence[Tensor], wanted: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """The outputs by number, and the gradients of the ``wanted`` floating arguments (None: of all) by "d " + name."""
+    """The floating outputs by number, and the gradients of the ``wanted`` floating arguments (None: of all) by "d " +
+    name."""
     call = map_tensors(call, lambda tensor: tensor.detach().clone(memory_format=torch.preserve_format))
     leaves = {name: t for name, t in floating_tensors(call).items() if wanted is None or name in wanted}
     for leaf in leaves.values():
@@ -80,7 +81,7 @@ def evaluate(
     if leaves:
         outs, d_outs = [out for out, _ in pairs], [d.to(out.dtype) for out, d in pairs]
         gradients = torch.autograd.grad(outs, list(leaves.values()), d_outs, allow_unused=True, materialize_grads=True)
-    named = {f"output {i}": out.detach() for i, out in enumerate(outputs)}
+    named = {f"output {i}": out.detach() for i, out in enumerate(outputs) if out.is_floating_point()}
     return named | {f"d {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
 
 

@@ -10,7 +10,7 @@ import torch
 
 from python_tests._cases import Call, map_tensors
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
-from python_tests._operators import SUBJECTS, Subject
+from python_tests._operators import SUBJECTS, Subject, backends_of
 
 DIRECTIONS = ("forward", "backward")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,6 +32,11 @@ def cells() -> Iterator[Cell]:
     for subject in SUBJECTS:
         axes = (DIRECTIONS, subject.forms, subject.options, DTYPES)
         yield from (Cell(subject.name, *rest) for rest in itertools.product(*axes))
+
+
+def cells_of(backend: str) -> list[Cell]:
+    """The cells of those operators that the backend has and can run here."""
+    return [cell for cell in cells() if backend in backends_of(cell.subject)]
 
 
 def reference_cells() -> Iterator[Cell]:

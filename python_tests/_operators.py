@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import vr_kernels
-from python_tests import _oracle
+from python_tests import _importance, _oracle, _token_cases
 from python_tests._cases import Call, attention_call, cross_attention_call
 from vr_kernels.ops._dispatch import operators
 
@@ -32,9 +32,16 @@ class Subject:
     # The coverage matrix: how tokens and features are laid out, and each option alone with the outputs asked for.
     forms: dict[str, Draw]
     options: dict[str, tuple[Draw, dict[str, bool]]]
+    autocast: frozenset[str] = frozenset()  # the arguments that autocast casts
 
-    def run(self, backend: str | None) -> Callable[..., Any]:
-        return functools.partial(self.function, backend=backend, **self.outputs)
+    def run(self, backend: str | None) -> Callable[..., tuple[Tensor, ...]]:
+        """The operator by a backend, its outputs a tuple even where there is one."""
+
+        def call(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
+            result = self.function(*arguments, **named, backend=backend, **self.outputs)
+            return result if isinstance(result, tuple) else (result,)
+
+        return call
 
 
 RAGGED = {"ragged": True, "batch": 1, "windows": (3, 2), "window": (2, 3)}
@@ -68,6 +75,7 @@ LOCAL_ATTENTION = Subject(
         "lse": ({}, {"return_lse": True}),
         "weights": ({}, {"return_attention": True}),
     },
+    frozenset({"query", "key", "value"}),
 )
 LOCAL_CROSS_ATTENTION = Subject(
     "local_cross_attention",
@@ -92,10 +100,101 @@ LOCAL_CROSS_ATTENTION = Subject(
         "LayerNorm": ({"norm": "level"}, {}),
         "weights": ({}, {"return_attention": True}),
     },
+    frozenset({"query", "features", "key_weight", "value_weight"}),
 )  # fmt: skip
 
+TOKEN_SIZES = ({"batch": 5, "tokens": 13}, {"batch": 7, "tokens": 11}, {"batch": 9, "tokens": 17})
+
+ATTENTION_IMPORTANCE = Subject(
+    "attention_importance",
+    vr_kernels.attention_importance,
+    _importance.attention_importance,
+    _importance.importance_call,
+    {},
+    {
+        "plain": {},
+        "packed": {"packed": True, "reduce_heads": None},
+        "scores": {"mask": True, "normalize": "none", "reduce_rows": "sum"},
+        "everything": {"mask": True, "reduce_heads": "sum", "scale": 0.7},
+    },
+    TOKEN_SIZES,
+    {"padded": {}, "masked": {"mask": True}, "packed": {"packed": True, "batch": 3}},
+    {
+        "plain": ({"kv_heads": 4}, {}),
+        "GQA": ({"kv_heads": 2}, {}),
+        "one row": ({"rows": 1}, {}),
+        "scores": ({"normalize": "none"}, {}),
+        "heads": ({"reduce_heads": None}, {}),
+    },
+    frozenset({"query_rows", "key"}),
+)
+ATTENTION_RECEIVED = Subject(
+    "attention_received",
+    vr_kernels.attention_received,
+    _importance.attention_received,
+    _importance.received_call,
+    {},
+    {
+        "plain": {},
+        "causal": {"causal": True, "reduce_heads": None},
+        "packed": {"packed": True},
+        "everything": {"packed": True, "causal": True, "lse": True, "reduce_heads": "sum", "scale": 0.3},
+    },
+    TOKEN_SIZES,
+    {"padded": {}, "packed": {"packed": True, "batch": 3}},
+    {
+        "plain": ({"kv_heads": 4}, {}),
+        "GQA": ({"kv_heads": 2}, {}),
+        "causal": ({"causal": True}, {}),
+        "lse": ({"lse": True}, {}),
+        "heads": ({"reduce_heads": None}, {}),
+    },
+    frozenset({"query", "key"}),
+)
+
+STREAM_SIZES = (
+    {"batch": 3, "length": 13, "width": 8, "tokens": 5},
+    {"batch": 2, "length": 17, "width": 11, "tokens": 3},
+    {"batch": 5, "length": 12, "width": 6, "tokens": 4},
+)
+TEXT_GUIDE_TOKEN = Subject(
+    "text_guide_token",
+    vr_kernels.text_guide_token,
+    _token_cases.text_guide_token,
+    _token_cases.text_guide_call,
+    {},
+    {"plain": {}, "everything": {"ties": True}},
+    tuple({k: v for k, v in sizes.items() if k != "tokens"} for sizes in STREAM_SIZES),
+    {"stream": {}},
+    {"plain": ({}, {}), "ties": ({"ties": True}, {})},
+)
+GATHER_TOKENS = Subject(
+    "gather_tokens",
+    vr_kernels.gather_tokens,
+    _token_cases.gather_tokens,
+    _token_cases.gather_call,
+    {},
+    {"plain": {}, "everything": {"norm": True, "guide": True, "images": 7}},
+    STREAM_SIZES,
+    {"image a sample": {}, "image_sample": {"images": 5}},
+    {"plain": ({}, {}), "norm": ({"norm": True}, {}), "guide": ({"guide": True, "norm": True}, {})},
+)
+SCATTER_ADD_TOKENS = Subject(
+    "scatter_add_tokens",
+    vr_kernels.scatter_add_tokens,
+    _token_cases.scatter_add_tokens,
+    _token_cases.scatter_call,
+    {},
+    {"plain": {}, "everything": {"images": 7}},
+    STREAM_SIZES,
+    {"image a sample": {}, "images": {"images": 5}},
+    {"plain": ({}, {})},
+)
+
+TOKENS = [TEXT_GUIDE_TOKEN, GATHER_TOKENS, SCATTER_ADD_TOKENS]
 WINDOWED = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]
-SUBJECTS = [*WINDOWED]
+IMPORTANCE = [ATTENTION_IMPORTANCE, ATTENTION_RECEIVED]
+SUBJECTS = [*WINDOWED, *IMPORTANCE, *TOKENS]
 
 
 def backends_of(subject: Subject, device: str = "cpu") -> list[str]:

@@ -12,8 +12,8 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def readme_table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "bench" / "readme_table.py")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "bench" / "tables.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,5 +44,7 @@ def test_every_make_target_exists() -> None:
     assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in named)
 
 
-def test_the_table_is_made_from_the_committed_records() -> None:
-    assert readme_table().in_readme(README) == README
+def test_the_figures_are_made_from_the_committed_records() -> None:
+    made = tables()
+    assert made.in_readme(README) == README
+    assert made.page() == made.PAGE.read_text()

@@ -1,4 +1,4 @@
-"""The native kernels. Pointers are addresses as integers, 0 for none; csrc/common/local_attention.h tells the rest."""
+"""The native kernels. Pointers are addresses as integers, 0 for none; csrc tells the rest."""
 
 from typing import TypedDict
 
@@ -96,6 +96,65 @@ def local_attention_feature_gradient(
     grad_key: int,
     grad_value: int,
 ) -> None: ...
+
+# data, its gradient (0: not wanted), height, width, then the strides of batch, row, column and head in elements
+_SampledLevel = tuple[int, int, int, int, int, int, int, int]
+
+class DeformableAttention:
+    def __init__(
+        self,
+        *,
+        batch: int,
+        queries: int,
+        heads: int,
+        channels: int,
+        points: int,
+        levels: list[_SampledLevel],
+        dtype: int,
+        locations: int,
+        weights: int,
+        threads: int,
+    ) -> None: ...
+
+def deformable_attention_forward(problem: DeformableAttention, out: int) -> None: ...
+def deformable_attention_backward(
+    problem: DeformableAttention, grad_out: int, grad_locations: int, grad_weights: int
+) -> None: ...
+
+class TokenRows:
+    def __init__(
+        self,
+        *,
+        stream: int,
+        stride_sample: int,
+        stride_row: int,
+        batch: int,
+        length: int,
+        width: int,
+        dtype: int,
+        rows: int = 0,
+        images: int = 0,
+        tokens: int = 0,
+        sample_of_image: int = 0,
+        norm_weight: int = 0,
+        norm_eps: float = 0.0,
+        threads: int,
+    ) -> None: ...
+
+TOKEN_ROWS_PER_PART: int
+
+def text_guide(tokens: TokenRows, mask: int, guide: int, text_row: int) -> None: ...
+def gather_tokens(tokens: TokenRows, guide: int, out: int, inverse_rms: int) -> None: ...
+def gather_tokens_backward(
+    tokens: TokenRows,
+    grad_out: int,
+    inverse_rms: int,
+    text_row: int,
+    grad_guide: int,
+    grad_stream: int,
+    grad_weight: int,
+) -> None: ...
+def scatter_add_tokens(tokens: TokenRows, update: int, out: int) -> None: ...
 
 class _CpuFeatures(TypedDict, total=False):
     """The processor's own entries are there on x86-64 alone."""

@@ -2,35 +2,61 @@
 
 from vr_kernels._version import __version__
 from vr_kernels.integrations import VisionZip, apply_visionzip, capture_features, remove_visionzip
-from vr_kernels.nn import LocalCrossAttention
+from vr_kernels.nn import (
+    BidirectionalTokenAttention,
+    DeformableCrossAttention,
+    GlobalCrossAttention,
+    LocalCrossAttention,
+    TokenFeatureCrossAttention,
+    VisionRemember,
+    VisionRememberConfig,
+    VisionTokenMap,
+)
 from vr_kernels.ops import (
     attention_density,
     attention_importance,
     attention_received,
+    bidirectional_attention,
     cls_saliency,
+    deformable_attention,
     explain,
+    gather_tokens,
     local_attention,
     local_cross_attention,
     merge_contextual_tokens,
+    scatter_add_tokens,
     select_dominant_tokens,
+    text_guide_token,
     window_index_from_grid,
 )
 
 __all__ = [
+    "BidirectionalTokenAttention",
+    "DeformableCrossAttention",
+    "GlobalCrossAttention",
     "LocalCrossAttention",
+    "TokenFeatureCrossAttention",
+    "VisionRemember",
+    "VisionRememberConfig",
+    "VisionTokenMap",
     "VisionZip",
     "__version__",
     "apply_visionzip",
     "attention_density",
     "attention_importance",
     "attention_received",
+    "bidirectional_attention",
     "capture_features",
     "cls_saliency",
+    "deformable_attention",
     "explain",
+    "gather_tokens",
     "local_attention",
     "local_cross_attention",
     "merge_contextual_tokens",
     "remove_visionzip",
+    "scatter_add_tokens",
     "select_dominant_tokens",
+    "text_guide_token",
     "window_index_from_grid",
 ]

@@ -32,10 +32,14 @@ float softmax(const float* scores, const int64_t* rows, int64_t slots, float* pr
 
 void softmax_gradient(const float* probabilities, const float* grad_probabilities, float grad_lse, const int64_t* rows,
                       int64_t slots, float* grad_scores) {
-  double mean = 0.0;
+  // Rounded probabilities add up to one only nearly, and what is left over would multiply what all keys have in common.
+  double total = 0.0, mean = 0.0;
   for (int64_t j = 0; j < slots; ++j) {
-    if (rows[j] >= 0) mean += static_cast<double>(probabilities[j]) * grad_probabilities[j];
+    if (rows[j] < 0) continue;
+    total += probabilities[j];
+    mean += static_cast<double>(probabilities[j]) * grad_probabilities[j];
   }
+  if (total > 0.0) mean /= total;
   for (int64_t j = 0; j < slots; ++j) {
     grad_scores[j] =
         rows[j] < 0 ? 0.0f : probabilities[j] * (grad_probabilities[j] - static_cast<float>(mean) + grad_lse);

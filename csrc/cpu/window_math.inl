@@ -6,36 +6,9 @@
 // and could keep the one with AVX-512 instructions.
 
 #include "convert.inl"
-
-template <int kWidth>
-struct Lanes {
-  // Not `using`: gcc 12 then drops an attribute that depends on a template argument.
-  typedef float Type __attribute__((vector_size(kWidth * sizeof(float))));
-
-  static inline float sum(Type lanes) {
-    typename Lanes<kWidth / 2>::Type halves[2];
-    __builtin_memcpy(halves, &lanes, sizeof(lanes));
-    return Lanes<kWidth / 2>::sum(halves[0] + halves[1]);
-  }
-};
-
-template <>
-struct Lanes<1> {
-  using Type = float;
-  static inline float sum(float lane) { return lane; }
-};
-
-using Vector = Lanes<kLanes>::Type;
+#include "lanes.inl"
 
 static_assert(kChannelUnit % (2 * kLanes) == 0, "a padded row must be a whole number of mix tiles");
-
-inline Vector load_vector(const float* source) {
-  Vector vector;
-  __builtin_memcpy(&vector, source, sizeof(vector));
-  return vector;
-}
-
-inline void store_vector(float* target, Vector vector) { __builtin_memcpy(target, &vector, sizeof(vector)); }
 
 // gcc would otherwise load a vector anew for each of a few multiplications, and loads are what limits a tile.
 inline Vector in_register(Vector vector) {

@@ -32,14 +32,26 @@ class DeviceGuard {
   bool moved_ = false;
 };
 
+// What one block may take of shared memory.
+inline int shared_memory_of_block(int device) {
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
+
 // So much shared memory for a block that two blocks share a multiprocessor: one computes while the other waits for
 // memory.
 inline int half_of_shared_memory(int device) {
   constexpr int kReservedPerBlock = 1024;
-  int per_block = 0, per_multiprocessor = 0;
-  check(cudaDeviceGetAttribute(&per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  int per_multiprocessor = 0;
   check(cudaDeviceGetAttribute(&per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
-  return std::min(per_block, per_multiprocessor / 2 - kReservedPerBlock);
+  return std::min(shared_memory_of_block(device), per_multiprocessor / 2 - kReservedPerBlock);
+}
+
+inline int multiprocessors(int device) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
 }
 
 // Queues `rows` x `columns` blocks of kThreads; the device must be current.

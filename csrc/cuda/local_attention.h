@@ -15,6 +15,11 @@ struct Stream {
   void* handle;  // a cudaStream_t
 };
 
+// LayerNorm's statistics of one feature row, over one level or over all.
+struct RowStatistics {
+  float mean, inverse_deviation;
+};
+
 void local_attention_forward(const LocalAttention& problem, const LocalAttentionForward& buffers, Stream stream);
 
 // Windows run in any order, so that none may add to what another adds to: instead of the sum over the heads,

@@ -6,8 +6,10 @@
 
 // Two blocks of the window kernels share a multiprocessor's shared memory; a third is room for those of small windows.
 // Without the bound the compiler spills registers for the sake of blocks that shared memory has no room for.
-#define VR_KERNEL __global__ void __launch_bounds__(vr::cuda::kThreads, 3)
+#define VR_KERNEL VR_KERNEL_SHARED_BY(3)
+#define VR_KERNEL_SHARED_BY(blocks) __global__ void __launch_bounds__(vr::cuda::kThreads, blocks)
 #define VR_DEVICE __device__ __forceinline__
+#define VR_HOST_AND_DEVICE __host__ __device__ __forceinline__
 #define VR_PARAMETER const __grid_constant__
 
 namespace vr::cuda {

@@ -23,10 +23,6 @@ struct ChunkShape {
 // Chunks are on their way while earlier ones are computed with: this many, and the one at hand.
 constexpr int kAhead = 2, kStages = kAhead + 1;
 
-struct RowStatistics {
-  float mean, inverse_deviation;
-};
-
 template <typename T, int kCapacity>  // kCapacity: slots that there is room for
 struct Weights {
   static constexpr int kStride = kCapacity + kVector<T>;

@@ -41,6 +41,24 @@ VR_DEVICE void copy_vector(T* shared, const T* global, int valid) {
   *reinterpret_cast<Pack<T>*>(shared) = pack;
 }
 
+// How many of `count` things there are from `first` on.
+VR_DEVICE int64_t remaining(int64_t count, int64_t first) { return count > first ? count - first : 0; }
+
+// Sends kRows x kColumns numbers of a matrix to shared memory, where its rows stand kStride apart; zeros beyond the
+// `rows` and `columns` that there are. All threads of a block share the work.
+template <typename T, int kRows, int kColumns, int kStride>
+VR_DEVICE void copy_matrix(const T* source, int64_t stride, int64_t rows, int64_t columns, T* target) {
+  constexpr int kVectors = kColumns / kVector<T>;
+  static_assert(kRows * kVectors % kThreads == 0, "threads share the matrix evenly");
+  const int width = columns < kColumns ? static_cast<int>(columns) : kColumns;
+#pragma unroll
+  for (int i = 0; i < kRows * kVectors; i += kThreads) {
+    const int row = (i + thread_index()) / kVectors, first = (i + thread_index()) % kVectors * kVector<T>;
+    const int valid = row < rows ? valid_elements<T>(width, first) : 0;
+    copy_vector(target + row * kStride + first, valid > 0 ? source + row * stride + first : nullptr, valid);
+  }
+}
+
 // Shared to global memory.
 template <typename T>
 VR_DEVICE void store_vector(T* global, const T* shared, int valid) {

@@ -2,17 +2,13 @@
 // shared memory, chunk by chunk.
 #pragma once
 
-#include "cuda/reduce.h"
+#include "cuda/chunks.h"
+#include "cuda/row_statistics.h"
 #include "cuda/shared_layout.h"
 
 namespace vr::cuda {
 
 enum class Operand { keys, values };
-
-// Adjacent channels of one level; `column` is the first one's place in the concatenation of the levels.
-struct Chunk {
-  int level, channel, column, channels;
-};
 
 template <typename T>
 class WindowRows {
@@ -38,23 +34,10 @@ class WindowRows {
     return problem_.saliency == nullptr ? 1.0f : problem_.saliency[rows_[slot]];
   }
 
-  VR_DEVICE int chunks(Operand operand) const {
-    const Levels& levels = levels_of(operand);
-    int count = 0;
-    for (int i = 0; i < levels.count; ++i) count += chunks_of(levels.level[i]);
-    return count;
-  }
+  VR_DEVICE int chunks(Operand operand) const { return chunk_count<Shape::kChannels>(levels_of(operand)); }
 
   VR_DEVICE Chunk chunk(Operand operand, int number) const {
-    const Levels& levels = levels_of(operand);
-    int level = 0, column = 0;
-    while (number >= chunks_of(levels.level[level])) {
-      number -= chunks_of(levels.level[level]);
-      column += static_cast<int>(levels.level[level].channels);
-      ++level;
-    }
-    const int channel = number * Shape::kChannels, left = static_cast<int>(levels.level[level].channels) - channel;
-    return {level, channel, column + channel, left < Shape::kChannels ? left : Shape::kChannels};
+    return chunk_at<Shape::kChannels>(levels_of(operand), number);
   }
 
   // The operand that is read: values that are the keys are read as keys.
@@ -85,10 +68,6 @@ class WindowRows {
   }
 
  private:
-  static VR_DEVICE int chunks_of(const Level& level) {
-    return (static_cast<int>(level.channels) + Shape::kChannels - 1) / Shape::kChannels;
-  }
-
   VR_DEVICE const Levels& levels_of(Operand operand) const {
     return source(operand) == Operand::keys ? problem_.keys : problem_.values;
   }
@@ -116,45 +95,13 @@ class WindowRows {
   }
 
   VR_DEVICE void measure() {
-    const int slots = problem_.slots, levels = problem_.keys.count;
-    const int group = problem_.norm_groups == NormGroups::all ? levels : 1;  // levels that share their statistics
-    for (int slot = warp_index(); slot < slots; slot += kWarps) {
+    for (int slot = warp_index(); slot < problem_.slots; slot += kWarps) {
       if (rows_[slot] < 0) continue;
-      for (int first = 0; first < levels; first += group) {
-        const RowStatistics statistics = measure_row(slot, first, first + group);
-        for (int level = first; level < first + group; ++level) statistics_[level * slots + slot] = statistics;
-      }
+      measure_row<T>(
+          problem_, [&](int level) { return address(Operand::keys, level, slot); },
+          [&](int level, const RowStatistics& measured) { statistics_[level * problem_.slots + slot] = measured; });
     }
     sync_block();
-  }
-
-  // Two passes: the variance of a row whose mean is large would not survive the difference of two large sums.
-  VR_DEVICE RowStatistics measure_row(int slot, int first_level, int end_level) const {
-    int64_t channels = 0;
-    for (int level = first_level; level < end_level; ++level) channels += problem_.keys.level[level].channels;
-    const float scale = 1.0f / static_cast<float>(channels);
-    const float mean = scale * sum_row(slot, first_level, end_level, [](float x) { return x; });
-    const float variance =
-        scale * sum_row(slot, first_level, end_level, [mean](float x) { return (x - mean) * (x - mean); });
-    return {mean, 1.0f / sqrtf(variance + problem_.norm_eps)};
-  }
-
-  // sum_c term(x_c), the same in every lane.
-  template <typename Term>
-  VR_DEVICE float sum_row(int slot, int first_level, int end_level, Term term) const {
-    float sum = 0.0f;
-    for (int level = first_level; level < end_level; ++level) {
-      const int channels = static_cast<int>(problem_.keys.level[level].channels);
-      const char* row = address(Operand::keys, level, slot);
-      for (int c = lane_index() * kVector<T>; c < channels; c += kWarpSize * kVector<T>) {
-        const int valid = valid_elements<T>(channels, c);
-        float values[kVector<T>];
-        read_features<T>(problem_.feature_dtype, row, c, valid, values);
-#pragma unroll
-        for (int i = 0; i < kVector<T>; ++i) sum += i < valid ? term(values[i]) : 0.0f;
-      }
-    }
-    return warp_sum(sum);
   }
 
   VR_DEVICE void convert(const Chunk& chunk, int slot, const char* row, int first, int valid, bool normalized,

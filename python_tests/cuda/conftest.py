@@ -1,4 +1,7 @@
-"""The CUDA kernels' own source on a CPU: csrc/cuda compiled as C++ against the machine in twin/, as backend "twin"."""
+"""The CUDA kernels' own source on a CPU: csrc/cuda compiled as C++ against the machine in twin/.
+
+Backend "twin" is "cuda" on it, and "twin_fused" is "cuda_fused".
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,15 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._cuda import CudaKernel
+from vr_kernels.ops._cuda_fused import CudaFusedKernel
 from vr_kernels.ops._dispatch import Backend
 from vr_kernels.ops.local_attention import op as attention
 from vr_kernels.ops.local_cross_attention import op as cross_attention
+from vr_kernels.ops.local_cross_attention.fused import FusedEngine
 
 CSRC = Path(__file__).parents[2] / "csrc"
 TWIN = Path(__file__).parent / "twin"
+SANITIZED = _native.unavailable() is None and _native.module().build_info()["sanitizer"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 
 
@@ -45,20 +51,20 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _build(output: Path) -> None:
-    kernels = sorted(CSRC.glob("cuda/local_attention_*.cu"))
+    kernels = sorted(CSRC.glob("cuda/local_*.cu"))
     sources = [*kernels, CSRC / "bindings_cuda.cpp", *TWIN.glob("*.cpp")]
     # Headers of the same name are found in twin/ first. A GPU contracts a * b + c as well.
     includes = [f"-I{path}" for path in (TWIN, CSRC, pybind11.get_include(), sysconfig.get_path("include"))]
     flags = ["-std=c++17", "-O1", "-ffp-contract=fast", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += ["-Werror", "-Wno-unknown-pragmas"]
-    if _native.module().build_info()["sanitizer"]:
+    if SANITIZED:
         flags += SANITIZERS
     compiler = os.environ.get("CXX", "c++")
     subprocess.run([compiler, *flags, *includes, "-x", "c++", *sources, "-o", output], check=True)
 
 
-class TwinKernel(CudaKernel):
-    """The CUDA backend, with the twin in place of the GPU."""
+class TwinLauncher:
+    """The twin in place of the GPU."""
 
     def __init__(self, twin: Any) -> None:
         self.twin = twin
@@ -70,15 +76,24 @@ class TwinKernel(CudaKernel):
         return 0, 0
 
 
+class TwinKernel(TwinLauncher, CudaKernel):
+    pass
+
+
+class TwinFusedKernel(TwinLauncher, CudaFusedKernel):
+    pass
+
+
 @pytest.fixture
 def _twin_backend(twin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = TwinKernel(twin)
     monkeypatch.setitem(attention.KERNELS, "twin", kernel)
     engine = dataclasses.replace(cross_attention.ENGINES["cuda"], kernel=kernel)
     monkeypatch.setitem(cross_attention.ENGINES, "twin", engine)
-    for name in ("local_attention", "local_cross_attention"):
+    monkeypatch.setitem(cross_attention.FUSED, "twin_fused", FusedEngine(TwinFusedKernel(twin), engine))
+    for name, backends in (("local_attention", ["twin"]), ("local_cross_attention", ["twin", "twin_fused"])):
         module = sys.modules[f"vr_kernels.ops.{name}"]  # the package's attribute of that name is the function
-        operator = dataclasses.replace(module.OPERATOR, backends=(*module.OPERATOR.backends, Backend("twin")))
+        operator = dataclasses.replace(module.OPERATOR, backends=(*module.OPERATOR.backends, *map(Backend, backends)))
         monkeypatch.setattr(module, "OPERATOR", operator)
     twin.set_order(0)
     twin.set_shared_memory(100_000)

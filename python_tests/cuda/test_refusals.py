@@ -32,6 +32,7 @@ def test_tensors_on_the_cpu_are_refused_by_name() -> None:
     [
         (request(dtype=torch.float64), "float32, bfloat16 and float16, not torch.float64"),
         (request(slots=65), "windows of up to 64 keys, these have 65"),
+        (request(levels=9), "up to 8 levels, these are 9"),
         (request(wrapped="DTensor"), "a weight is a DTensor"),
     ],
 )

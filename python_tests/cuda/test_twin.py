@@ -12,14 +12,22 @@ import vr_kernels
 from python_tests import _matrix
 from python_tests._cases import DTYPES, Call, attention_call, cross_attention_call
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
-from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, WINDOWED, Subject, over_windowed
+from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, WINDOWED, Subject
 from python_tests.cuda import _shapes
+from python_tests.cuda.conftest import SANITIZED
 
 pytestmark = pytest.mark.usefixtures("_twin_backend")
 
 DRAW = {"local_attention": _shapes.draw_attention, "local_cross_attention": _shapes.draw_cross_attention}
-SHAPES = 340  # of each operator and dtype: two thousand together
+# Of each operator and dtype: two thousand together. The fused products have their own (test_products.py).
+SHAPES = {"twin": 8 if SANITIZED else 340, "twin_fused": 4 if SANITIZED else 60}
 KEY_BIAS = ["d key_bias"]  # exactly zero, of which stock PyTorch keeps what rounding leaves
+
+RUNS = [(subject, "twin") for subject in WINDOWED] + [(LOCAL_CROSS_ATTENTION, "twin_fused")]
+over_runs = pytest.mark.parametrize(
+    ("subject", "backend"), [pytest.param(*run, id=f"{run[0].name}-{run[1]}") for run in RUNS]
+)
+not_sanitized = pytest.mark.skipif(SANITIZED, reason="takes minutes under the sanitizers, which other tests are for")
 
 # The least that a block takes of shared memory, half of what an sm_120 has, and of an sm_90.
 SHARED_MEMORY = [0, 50_000, 113_000]
@@ -35,29 +43,34 @@ def _poisoned() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_poisoned")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@over_windowed
-def test_random_shapes_strides_and_rings_obey_the_error_rule(twin: Any, subject: Subject, dtype: torch.dtype) -> None:
-    seeds = iter(range(4 * SHAPES))
+@over_runs
+def test_random_shapes_strides_and_rings_obey_the_error_rule(
+    twin: Any, subject: Subject, backend: str, dtype: torch.dtype
+) -> None:
+    shapes = SHAPES[backend]
+    seeds = iter(range(4 * shapes))
 
     def run(**call: Any) -> Any:
         seed = next(seeds)
         twin.set_order(seed)
         twin.set_shared_memory(SHARED_MEMORY[seed % 3])
-        return subject.run("twin")(**_shapes.strided(call, seed))
+        return subject.run(backend)(**_shapes.strided(call, seed))
 
     reference = subject.run("reference")
     draw = DRAW[subject.name]
-    assert_obeys_the_error_rule(run, reference, reference, lambda seed: draw(seed, dtype), draws=SHAPES, skip=KEY_BIAS)
+    assert_obeys_the_error_rule(run, reference, reference, lambda seed: draw(seed, dtype), draws=shapes, skip=KEY_BIAS)
 
 
+@not_sanitized
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("direction", _matrix.DIRECTIONS)
-def test_the_coverage_matrix_holds(direction: str, dtype: torch.dtype) -> None:
+@over_runs
+def test_the_coverage_matrix_holds(subject: Subject, backend: str, direction: str, dtype: torch.dtype) -> None:
     cells = [cell for cell in _matrix.cells() if (cell.direction, _matrix.DTYPES[cell.dtype]) == (direction, dtype)]
-    cells = [cell for cell in cells if cell.subject in WINDOWED]
+    cells = [cell for cell in cells if cell.subject is subject]
     assert cells
     for cell in cells:
-        _matrix.check(cell, "twin")
+        _matrix.check(cell, backend)
 
 
 EVERYTHING: list[tuple[Subject, Call]] = [
@@ -74,6 +87,7 @@ EVERYTHING: list[tuple[Subject, Call]] = [
 ]
 
 
+@not_sanitized
 @pytest.mark.parametrize(("subject", "call"), EVERYTHING)
 def test_no_bit_depends_on_the_order_of_threads_and_blocks(twin: Any, subject: Subject, call: Call) -> None:
     function = subject.run("twin")
@@ -89,6 +103,7 @@ def test_no_bit_depends_on_the_order_of_threads_and_blocks(twin: Any, subject: S
             assert torch.equal(tensor, first[name]), name
 
 
+@not_sanitized
 @pytest.mark.parametrize(("subject", "call"), EVERYTHING)
 def test_results_are_the_same_however_much_shared_memory_there_is(twin: Any, subject: Subject, call: Call) -> None:
     function = subject.run("twin")
@@ -102,11 +117,13 @@ def test_results_are_the_same_however_much_shared_memory_there_is(twin: Any, sub
             assert torch.equal(tensor, results[0][name]), name
 
 
+@not_sanitized
+@pytest.mark.parametrize("backend", ["twin", "twin_fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_papers_shape_obeys_the_error_rule(dtype: torch.dtype) -> None:
+def test_the_papers_shape_obeys_the_error_rule(dtype: torch.dtype, backend: str) -> None:
     # v2's window of 3x3 and three levels of 1024, for one row of windows and 24 heads.
     assert_obeys_the_error_rule(
-        LOCAL_CROSS_ATTENTION.run("twin"),
+        LOCAL_CROSS_ATTENTION.run(backend),
         LOCAL_CROSS_ATTENTION.run("reference"),
         LOCAL_CROSS_ATTENTION.run("reference"),
         lambda seed: cross_attention_call(

@@ -14,10 +14,14 @@ from python_tests._operators import WINDOWED, Subject
 from vr_kernels.ops._dispatch import operators
 
 # The kernels written for GPUs: no call chooses one by itself before it is measured.
-KERNELS = ["triton", "cuda"]
+KERNELS = {"local_attention": ["triton", "cuda"], "local_cross_attention": ["triton", "triton_fused", "cuda"]}
 
 # (operator, backend), for what holds of both operators and of every kernel.
-RUNS = [pytest.param(subject, backend, id=f"{subject.name}-{backend}") for subject in WINDOWED for backend in KERNELS]
+RUNS = [pytest.param(s, backend, id=f"{s.name}-{backend}") for s in WINDOWED for backend in KERNELS[s.name]]
+
+
+def over_kernels(subject: Subject) -> Any:
+    return pytest.mark.parametrize("backend", KERNELS[subject.name])
 
 
 def need(subject: Subject, backend: str) -> None:

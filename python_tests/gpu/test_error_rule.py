@@ -11,7 +11,7 @@ import torch
 from python_tests._cases import DTYPES
 from python_tests._errors import assert_obeys_the_error_rule
 from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject
-from python_tests.gpu._gpu import KERNELS, need, on_gpu
+from python_tests.gpu._gpu import need, on_gpu, over_kernels
 
 pytestmark = pytest.mark.gpu
 
@@ -50,21 +50,21 @@ def assert_obeys(subject: Subject, backend: str, **spec: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@over_kernels(LOCAL_ATTENTION)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spec", ATTENTION.values(), ids=ATTENTION.keys())
 def test_local_attention(spec: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
     assert_obeys(LOCAL_ATTENTION, backend, dtype=dtype, **spec)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@over_kernels(LOCAL_CROSS_ATTENTION)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spec", CROSS_ATTENTION.values(), ids=CROSS_ATTENTION.keys())
 def test_local_cross_attention(spec: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
     assert_obeys(LOCAL_CROSS_ATTENTION, backend, dtype=dtype, **spec)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@over_kernels(LOCAL_CROSS_ATTENTION)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("side", [2, 3, 4])
 def test_the_papers_shapes(side: int, dtype: torch.dtype, backend: str) -> None:

@@ -7,9 +7,9 @@ import torch
 
 import vr_kernels
 from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION
-from python_tests.gpu._gpu import KERNELS, need
+from python_tests.gpu._gpu import need, over_kernels
 
-pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", KERNELS)]
+pytestmark = pytest.mark.gpu
 
 WINDOWS = 70_000
 
@@ -20,6 +20,7 @@ def need_memory(gigabytes: int) -> None:
         pytest.skip(f"needs {gigabytes} GiB of GPU memory, {free / 2**30:.0f} are free")
 
 
+@over_kernels(LOCAL_ATTENTION)
 def test_70_000_windows_of_a_table(backend: str) -> None:
     need(LOCAL_ATTENTION, backend)
     query = torch.randn(WINDOWS, 4, 32, device="cuda", requires_grad=True)
@@ -33,6 +34,7 @@ def test_70_000_windows_of_a_table(backend: str) -> None:
     assert torch.equal(d_query[-7:], torch.autograd.grad(alone.square().sum(), tail)[0])
 
 
+@over_kernels(LOCAL_CROSS_ATTENTION)
 def test_70_000_windows_of_a_grid_and_their_feature_gradient(backend: str) -> None:
     need(LOCAL_CROSS_ATTENTION, backend)
     levels = [torch.randn(35, 100, 40, 16, device="cuda", requires_grad=True) for _ in range(2)]
@@ -47,6 +49,7 @@ def test_70_000_windows_of_a_grid_and_their_feature_gradient(backend: str) -> No
         torch.testing.assert_close(gradient[-1:], expected)
 
 
+@over_kernels(LOCAL_ATTENTION)
 def test_a_table_of_more_than_2_to_the_31_elements(backend: str) -> None:
     need(LOCAL_ATTENTION, backend)
     need_memory(12)
@@ -64,6 +67,7 @@ def test_a_table_of_more_than_2_to_the_31_elements(backend: str) -> None:
     assert torch.equal(out, expected)
 
 
+@over_kernels(LOCAL_ATTENTION)
 def test_queries_and_outputs_of_more_than_2_to_the_31_elements(backend: str) -> None:
     need(LOCAL_ATTENTION, backend)
     need_memory(24)

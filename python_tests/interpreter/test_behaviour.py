@@ -16,8 +16,11 @@ from vr_kernels.ops._triton.launch import TritonKernel
 from vr_kernels.ops._window_kernel import WindowProblem
 from vr_kernels.ops._windows import Windows
 
+CROSS_ATTENTION_KERNELS = pytest.mark.parametrize("backend", ["triton", "triton_fused"])
 
-def test_features_of_any_strides_are_read_in_place() -> None:
+
+@CROSS_ATTENTION_KERNELS
+def test_features_of_any_strides_are_read_in_place(backend: str) -> None:
     call = cross_attention_call(batch=1, widths=(16, 8, 24))
     first, second, third = call["features"]
     hidden_state = torch.randn(1, 1 + first[0, ..., 0].numel(), first.shape[-1])  # a CLS row, sliced off
@@ -29,8 +32,8 @@ def test_features_of_any_strides_are_read_in_place() -> None:
         channels_first.permute(0, 2, 3, 1),
         wide[..., third.shape[-1] :],
     ]
-    expected = vr_kernels.local_cross_attention(**call, backend="triton")
-    result = vr_kernels.local_cross_attention(**(call | {"features": strided}), backend="triton")
+    expected = vr_kernels.local_cross_attention(**call, backend=backend)
+    result = vr_kernels.local_cross_attention(**(call | {"features": strided}), backend=backend)
     assert torch.equal(result, expected)
 
 
@@ -63,9 +66,10 @@ def test_tensors_of_more_than_2_to_the_31_elements() -> None:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_every_number_of_a_result_is_written(indexed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@CROSS_ATTENTION_KERNELS
+def test_every_number_of_a_result_is_written(backend: str, indexed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     call = cross_attention_call(batch=1, indexed=indexed, norm="level", biases=True, saliency="value")
-    function = LOCAL_CROSS_ATTENTION.run("triton")
+    function = LOCAL_CROSS_ATTENTION.run(backend)
     cotangents = random_cotangents(function, call)
     expected = evaluate(function, call, cotangents)
     torch.use_deterministic_algorithms(True)
@@ -110,9 +114,10 @@ def test_no_windows_give_an_empty_result(indexed: bool) -> None:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_repeats_are_bitwise_equal(indexed: bool) -> None:
+@CROSS_ATTENTION_KERNELS
+def test_repeats_are_bitwise_equal(backend: str, indexed: bool) -> None:
     call = cross_attention_call(batch=1, indexed=indexed, norm="all", saliency="feature")
-    function = LOCAL_CROSS_ATTENTION.run("triton")
+    function = LOCAL_CROSS_ATTENTION.run(backend)
     cotangents = random_cotangents(function, call)
     first = evaluate(function, call, cotangents)
     for _ in range(5):

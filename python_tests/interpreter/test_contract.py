@@ -38,12 +38,15 @@ CROSS_ATTENTION: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def assert_obeys(subject: Subject, draws: int = 2, **spec: Any) -> None:
+CROSS_ATTENTION_KERNELS = pytest.mark.parametrize("backend", ["triton", "triton_fused"])
+
+
+def assert_obeys(subject: Subject, backend: str = "triton", draws: int = 2, **spec: Any) -> None:
     def draw(seed: int) -> Call:
         return subject.call(seed, **{"batch": 1} | spec)
 
     assert_obeys_the_error_rule(
-        subject.run("triton"),
+        subject.run(backend),
         subject.run("reference"),
         subject.oracle,
         draw,
@@ -61,8 +64,9 @@ def test_local_attention(spec: dict[str, Any], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spec", CROSS_ATTENTION.values(), ids=CROSS_ATTENTION.keys())
-def test_local_cross_attention(spec: dict[str, Any], dtype: torch.dtype) -> None:
-    assert_obeys(LOCAL_CROSS_ATTENTION, dtype=dtype, **spec)
+@CROSS_ATTENTION_KERNELS
+def test_local_cross_attention(backend: str, spec: dict[str, Any], dtype: torch.dtype) -> None:
+    assert_obeys(LOCAL_CROSS_ATTENTION, backend, dtype=dtype, **spec)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
@@ -118,5 +122,6 @@ def test_local_attention_of_every_shape(spec: dict[str, Any]) -> None:
 
 @hypothesis.settings(max_examples=8)
 @hypothesis.given(spec=cross_attention_shapes())
-def test_local_cross_attention_of_every_shape(spec: dict[str, Any]) -> None:
-    assert_obeys(LOCAL_CROSS_ATTENTION, draws=5, **spec)
+@CROSS_ATTENTION_KERNELS
+def test_local_cross_attention_of_every_shape(backend: str, spec: dict[str, Any]) -> None:
+    assert_obeys(LOCAL_CROSS_ATTENTION, backend, draws=5, **spec)

@@ -6,16 +6,21 @@ import json
 
 import pytest
 
-from python_tests._matrix import Cell, cells, check
+from python_tests._matrix import Cell, cells_of, check
 from python_tests.write_coverage import DOCS
 
+BACKENDS = ["triton", "triton_fused"]
 
 # A backward cell is checked with the outputs that it differentiates: it contains the forward cell.
-@pytest.mark.parametrize("cell", [cell for cell in cells() if cell.direction == "backward"], ids="-".join)
-def test_triton_obeys_the_error_rule(cell: Cell) -> None:
-    check(cell, "triton")
+RUNS = [(backend, cell) for backend in BACKENDS for cell in cells_of(backend) if cell.direction == "backward"]
 
 
-def test_the_page_shows_these_cells() -> None:
+@pytest.mark.parametrize(("backend", "cell"), [pytest.param(*run, id="-".join([run[0], *run[1]])) for run in RUNS])
+def test_triton_obeys_the_error_rule(backend: str, cell: Cell) -> None:
+    check(cell, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_page_shows_these_cells(backend: str) -> None:
     coverage = json.loads((DOCS / "coverage.json").read_text())
-    assert set(coverage["triton"]) == {"-".join(cell) for cell in cells()}
+    assert set(coverage[backend]) == {"-".join(cell) for cell in cells_of(backend)}

@@ -118,3 +118,15 @@ def test_values_left_out_are_the_keys(backend: str) -> None:
     call = attention_call(indexed=True)
     given = vr_kernels.local_attention(**call, value=call["key"], backend=backend)
     torch.testing.assert_close(vr_kernels.local_attention(**call, backend=backend), given, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_that_are_all_the_same_give_the_query_no_gradient(dtype: torch.dtype) -> None:
+    # Probabilities miss their sum of one by rounding, and that must not come out as a gradient.
+    call = attention_call(dtype=dtype, value_width=16, window=(3, 3), peaked=3.0)
+    call["value"] = call["value"][:1, :1, :1].expand_as(call["value"])
+    call["query"].requires_grad_()
+    out = vr_kernels.local_attention(**call, backend="cpu")
+    assert isinstance(out, torch.Tensor)
+    (gradient,) = torch.autograd.grad(out.float().square().sum(), call["query"])
+    assert not gradient.any()

@@ -55,7 +55,7 @@ class VisionTower:
     def split_heads(self, block: int, projected: Tensor) -> Tensor:
         """(B, N, h*d) -> (B, N, h, d)"""
         attention: Any = self.blocks[block - 1].self_attn
-        return projected.unflatten(-1, (-1, attention.head_dim))
+        return projected.unflatten(-1, (-1, attention.head_dim))  # type: ignore[no-any-return]
 
 
 def hidden_state(output: Any) -> Tensor:

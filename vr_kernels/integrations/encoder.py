@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vr_kernels import ops
 from vr_kernels.integrations._vision_tower import VisionTower, hidden_state
+from vr_kernels.ops import attention_received, cls_saliency
 
 NAME = "capture_features"
 
@@ -19,8 +19,8 @@ NAME = "capture_features"
 Saliency = Callable[[Tensor, Tensor], Tensor]
 
 SALIENCIES: dict[str, Saliency] = {
-    "cls": lambda query, key: ops.cls_saliency(query[:, 0], key),
-    "received": lambda query, key: ops.attention_received(query, key),
+    "cls": lambda query, key: cls_saliency(query[:, 0], key),
+    "received": lambda query, key: attention_received(query, key),
 }
 
 
@@ -255,7 +255,7 @@ class FeatureCapture:
         rows = self._saliency(query, key)  # (B, N)
         if rows.shape != query.shape[:2]:
             raise ValueError(f"{NAME}: saliency returned {tuple(rows.shape)}; it must be {tuple(query.shape[:2])}")
-        return (rows[:, 1:] if self._tower.has_cls else rows).unflatten(1, done.grid)
+        return (rows[:, 1:] if self._tower.has_cls else rows).unflatten(1, done.grid)  # type: ignore[no-any-return]
 
     def _refuse_cut_gradients(self) -> None:
         """Inside a reentrant checkpoint gradients are off, although the pass is recorded."""
@@ -264,8 +264,8 @@ class FeatureCapture:
             return
         if any(parameter.requires_grad for parameter in self._tower.module.parameters()):
             raise RuntimeError(
-                f"{NAME}: the tower is trained under reentrant gradient checkpointing, which cuts the gradients of what "
-                "is captured; enable it with gradient_checkpointing_kwargs={'use_reentrant': False}"
+                f"{NAME}: the tower is trained under reentrant gradient checkpointing, which cuts the gradients of "
+                "what is captured; enable it with gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
 
 

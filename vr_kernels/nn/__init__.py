@@ -1,5 +1,21 @@
 """Modules: parameters and one call to an operator."""
 
+from vr_kernels.nn.bidirectional_token_attention import BidirectionalTokenAttention
+from vr_kernels.nn.deformable_cross_attention import DeformableCrossAttention
+from vr_kernels.nn.global_cross_attention import GlobalCrossAttention
 from vr_kernels.nn.local_cross_attention import LocalCrossAttention
+from vr_kernels.nn.token_feature_cross_attention import TokenFeatureCrossAttention
+from vr_kernels.nn.vision_remember import VisionRemember
+from vr_kernels.nn.vision_remember_config import VisionRememberConfig
+from vr_kernels.nn.vision_token_map import VisionTokenMap
 
-__all__ = ["LocalCrossAttention"]
+__all__ = [
+    "BidirectionalTokenAttention",
+    "DeformableCrossAttention",
+    "GlobalCrossAttention",
+    "LocalCrossAttention",
+    "TokenFeatureCrossAttention",
+    "VisionRemember",
+    "VisionRememberConfig",
+    "VisionTokenMap",
+]

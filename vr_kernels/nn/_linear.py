@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 
@@ -44,3 +46,12 @@ def compose(operation: str, name: str, first: nn.Linear, second: nn.Linear) -> n
         if bias is not None:
             merged.bias.copy_(bias)
     return merged
+
+
+def scaled(linear: nn.Linear, factor: Tensor) -> nn.Linear:
+    """One Linear that is ``factor * linear(x)``."""
+    result = copy.deepcopy(linear)
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter.copy_(parameter.double() * factor)
+    return result

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vr_kernels.nn._cross_attention import ProjectedCrossAttention
 from vr_kernels.nn._linear import compose, plain_linear
 from vr_kernels.ops import local_cross_attention
 
 
-class LocalCrossAttention(nn.Module):
+class LocalCrossAttention(ProjectedCrossAttention):
     """Each token attends to its own window of several encoder levels (Vision Remember v2, §3.2, Eq. 2).
 
     ``out = W_o attention(W_q query, W_k f, W_v f)``, f the concatenated levels inside the token's window, optionally
@@ -38,77 +39,6 @@ class LocalCrossAttention(nn.Module):
     torch.Size([2, 3, 3, 64])
     """
 
-    key_bias: nn.Parameter | None
-    value_bias: nn.Parameter | None
-    norm_weight: nn.Parameter | None
-    norm_bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        query_dim: int,
-        feature_dims: int | Sequence[int],
-        num_heads: int,
-        *,
-        head_dim: int | None = None,
-        out_dim: int | None = None,
-        bias: bool = False,
-        feature_norm: str = "none",
-        saliency_on: str = "value",
-        backend: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
-        out_dim = query_dim if out_dim is None else out_dim
-        for name, size in (("query_dim", query_dim), ("num_heads", num_heads), ("out_dim", out_dim)):
-            if size < 1:
-                raise ValueError(f"LocalCrossAttention: {name} is {size}; it must be at least 1")
-        if not dims or min(dims) < 1:
-            raise ValueError(f"LocalCrossAttention: feature_dims is {dims}; it must hold one positive width a level")
-        if head_dim is None and query_dim % num_heads != 0:
-            raise ValueError(
-                f"LocalCrossAttention: num_heads is {num_heads}, query_dim is {query_dim}; "
-                "give head_dim, or a num_heads that divides query_dim"
-            )
-        head_dim = query_dim // num_heads if head_dim is None else head_dim
-        if head_dim < 1:
-            raise ValueError(f"LocalCrossAttention: head_dim is {head_dim}; it must be at least 1")
-        if feature_norm not in ("none", "all", "level"):
-            raise ValueError(
-                f'LocalCrossAttention: feature_norm is {feature_norm!r}; it must be "none", "all" or "level"'
-            )
-        if saliency_on not in ("value", "feature"):
-            raise ValueError(f'LocalCrossAttention: saliency_on is {saliency_on!r}; it must be "value" or "feature"')
-        self.query_dim, self.feature_dims, self.num_heads = query_dim, dims, num_heads
-        self.head_dim, self.out_dim, self.feature_norm = head_dim, out_dim, feature_norm
-        self.norm_eps, self.saliency_on, self.backend = 1e-6, saliency_on, backend
-
-        inner, channels = num_heads * head_dim, sum(dims)
-        self.query_proj = nn.Linear(query_dim, inner, bias=bias, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(inner, out_dim, bias=bias, device=device, dtype=dtype)
-
-        def parameter(wanted: bool, *shape: int) -> nn.Parameter | None:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
-
-        self.key_weight = nn.Parameter(torch.empty(inner, channels, device=device, dtype=dtype))
-        self.value_weight = nn.Parameter(torch.empty(inner, channels, device=device, dtype=dtype))
-        self.register_parameter("key_bias", parameter(bias, inner))
-        self.register_parameter("value_bias", parameter(bias, inner))
-        self.register_parameter("norm_weight", parameter(feature_norm != "none", channels))
-        self.register_parameter("norm_bias", parameter(feature_norm != "none", channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Xavier-uniform projections and zero biases, as ``nn.MultiheadAttention``; an identity LayerNorm."""
-        for weight in (self.query_proj.weight, self.key_weight, self.value_weight, self.out_proj.weight):
-            nn.init.xavier_uniform_(weight)
-        for bias in (self.query_proj.bias, self.key_bias, self.value_bias, self.out_proj.bias, self.norm_bias):
-            if bias is not None:
-                nn.init.zeros_(bias)
-        if self.norm_weight is not None:
-            nn.init.ones_(self.norm_weight)
-
     def forward(
         self,
         query: Tensor,
@@ -116,6 +46,7 @@ class LocalCrossAttention(nn.Module):
         *,
         window_index: Tensor | None = None,
         saliency: Tensor | None = None,
+        attention_bias: Tensor | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Resample ``features`` at the tokens ``query``.
@@ -124,20 +55,14 @@ class LocalCrossAttention(nn.Module):
             query: (B, n_h, n_w, D_q), or (N, D_q) with a ``window_index``.
             features: one tensor or one a level, (B, H, W, D_l) or (M, D_l), widths as ``feature_dims``.
             window_index: (N, K) rows of features, -1 = absent. saliency: (B, H, W) or (M,).
+            attention_bias: (h, K) or (N, h, K), added to the scaled scores.
 
         Returns:
             query's shape with out_dim channels; with ``need_weights`` also the weights (..., h, K).
         """
-        levels = [features] if isinstance(features, Tensor) else list(features)
-        widths = tuple(level.shape[-1] for level in levels)
-        if widths != self.feature_dims:
-            raise ValueError(
-                f"LocalCrossAttention: features have widths {widths}, feature_dims is {self.feature_dims}; "
-                "give one tensor a level, in that order"
-            )
         result = local_cross_attention(
             self.query_proj(query),
-            levels,
+            self._levels(features),
             self.key_weight,
             self.value_weight,
             num_heads=self.num_heads,
@@ -147,7 +72,8 @@ class LocalCrossAttention(nn.Module):
             norm_weight=self.norm_weight,
             norm_bias=self.norm_bias,
             norm_eps=self.norm_eps,
-            norm_groups="level" if self.feature_norm == "level" else "all",
+            norm_groups=self.norm_groups,
+            attention_bias=attention_bias,
             saliency=saliency,
             saliency_on=self.saliency_on,
             return_attention=need_weights,
@@ -156,13 +82,6 @@ class LocalCrossAttention(nn.Module):
         if isinstance(result, tuple):
             return self.out_proj(result[0]), result[1]
         return self.out_proj(result)  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.query_dim}, {self.feature_dims}, num_heads={self.num_heads}, head_dim={self.head_dim}, "
-            f"out_dim={self.out_dim}, bias={self.value_bias is not None}, feature_norm={self.feature_norm!r}, "
-            f"saliency_on={self.saliency_on!r}"
-        )
 
     @classmethod
     def from_multihead_attention(

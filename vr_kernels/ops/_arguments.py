@@ -116,11 +116,31 @@ class Arguments:
         self.same_device(name, got, query)
         if got.dtype not in (query.dtype, torch.float32):
             raise TypeError(
-                f"{self.operator}: {name} is {got.dtype}; it must be {query.dtype} (the query's) or torch.float32"
+                f"{self.operator}: {name} is {got.dtype}; "
+                f"it must be {query.dtype} (the {self.query}'s) or torch.float32"
             )
         if not any(_equal(got.shape, shape) for shape in shapes):
             allowed = " or ".join(f"{shape}" for shape in shapes)
             raise self.error(f"{name} has shape {got.shape}; it must be {allowed}")
+
+    def mask(self, name: str, value: Any, query: Signature, shape: tuple[int, ...]) -> None:
+        """An optional bool tensor of ``shape``, True where something is present."""
+        if value is None:
+            return
+        got = self.tensor(name, value)
+        self.same_device(name, got, query)
+        if got.dtype != torch.bool:
+            raise TypeError(f"{self.operator}: {name} is {got.dtype}; it must be torch.bool, True where present")
+        if not _equal(got.shape, shape):
+            raise self.error(f"{name} has shape {got.shape}; it must be {shape}")
+
+    def index(self, name: str, value: Any, query: Signature) -> Signature:
+        """An int32 or int64 tensor on the query's device."""
+        got = self.tensor(name, value)
+        self.same_device(name, got, query)
+        if got.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{self.operator}: {name} is {got.dtype}; it must be int32 or int64")
+        return got
 
     def number(self, name: str, value: Any) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat))):

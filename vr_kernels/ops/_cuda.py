@@ -18,7 +18,8 @@ from vr_kernels.ops._window_kernel import WindowProblem, unit_inner
 from vr_kernels.ops._window_native import rows, struct
 from vr_kernels.ops._windows import WindowRequest
 
-LARGEST_WINDOW = 64  # csrc/cuda/local_attention.h: kMaxSlots
+# csrc/cuda/local_attention.h: kMaxSlots and kMaxLevels
+LARGEST_WINDOW, MOST_LEVELS = 64, 8
 
 
 def refuses(request: Request) -> str | None:
@@ -36,6 +37,8 @@ def refuses_windows(request: WindowRequest) -> str | None:
     """Why the windowed CUDA kernels cannot run a call."""
     if request.windows.slots > LARGEST_WINDOW:
         return f"the CUDA kernels take windows of up to {LARGEST_WINDOW} keys, these have {request.windows.slots}"
+    if request.levels > MOST_LEVELS:
+        return f"the CUDA kernels take up to {MOST_LEVELS} levels, these are {request.levels}"
     return refuses(request)
 
 
@@ -79,8 +82,8 @@ def lacks_architecture(capability: tuple[int, int], architectures: Iterable[str]
     return f"vr_kernels._C has code for {', '.join(names)}, and the device is {device}"
 
 
-class CudaKernel:
-    """``WindowKernel`` by csrc/cuda, queued on the current stream of the tensors' device."""
+class Launcher:
+    """Where kernels come from and run: the current stream of the tensors' device."""
 
     def library(self) -> Any:
         """The module that holds the kernels."""
@@ -90,10 +93,14 @@ class CudaKernel:
         """Device index and stream handle."""
         return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
 
+
+class CudaKernel(Launcher):
+    """``WindowKernel`` by csrc/cuda."""
+
     def forward(
         self, problem: WindowProblem, query: Tensor, out: Tensor, attention: Tensor, lse: Tensor | None
     ) -> None:
-        problem = _readable(problem)
+        problem = readable(problem)
         buffers = map(rows, (query, out, attention, lse))
         self.library().cuda_local_attention_forward(struct(problem, query), *buffers, self.stream(query))
 
@@ -110,7 +117,7 @@ class CudaKernel:
         pooled: Tensor | None,
         grad_slots: Tensor | None,
     ) -> None:
-        problem = _readable(problem)
+        problem = readable(problem)
         slot_products = None if grad_slots is None else torch.empty_like(grad_scores)
         given = (grad_out, attention, grad_attention, grad_lse, value_constant)
         made = (grad_scores, grad_query, pooled, slot_products)
@@ -130,7 +137,7 @@ class CudaKernel:
         grad_keys: Tensor,
         grad_values: Tensor | None,
     ) -> None:
-        problem = _readable(problem)
+        problem = readable(problem)
         index = problem.index_of_block()
         readers = (None, None) if index is None else readers_of_rows(index, problem.windows.row_count)
         given = (query, grad_out, attention, grad_scores)
@@ -144,7 +151,7 @@ class CudaKernel:
         )
 
 
-def _readable(problem: WindowProblem) -> WindowProblem:
+def readable(problem: WindowProblem) -> WindowProblem:
     """Levels with adjacent channels: the kernels read sixteen bytes at a time."""
     keys, values = ([unit_inner(level) for level in levels] for levels in (problem.keys, problem.values))
     return replace(problem, keys=keys, values=values)

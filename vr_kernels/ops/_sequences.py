@@ -50,8 +50,9 @@ def check_cu_seqlens_values(operator: str, cu_seqlens: Tensor | None, tokens: in
 
 def sequence_of_tokens(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """The sequence that each token belongs to, (T,) int64; a token outside every sequence gets -1 or S."""
-    token = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return torch.bucketize(token, cu_seqlens, right=True) - 1
+    begin = cu_seqlens.to(torch.int64).clamp(0, tokens)
+    begun = begin.new_zeros(tokens + 1).scatter_add(0, begin, torch.ones_like(begin))  # sequences that begin here
+    return begun.cumsum(0)[:tokens] - 1
 
 
 def spans(cu_seqlens: Tensor) -> Iterator[tuple[int, slice]]:

@@ -20,6 +20,7 @@ class FeatureNorm:
     bias: Tensor | None
     eps: float
     per_level: bool
+    statistics: Tensor | None = None  # (M, L, 2): each row's mean and inverse deviation, where they were made before
 
 
 @dataclass(frozen=True)

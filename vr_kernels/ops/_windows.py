@@ -46,12 +46,13 @@ class WindowRequest(Request):
     windows: Windows
     heads: int
     channels: int  # width of one key
+    levels: int = 1  # tensors whose concatenation is a key
 
 
 def typical_request(device: str, dtype: torch.dtype) -> WindowRequest:
     """Vision Remember v2: five tiles of 24x24 features, three levels of 1024 channels, windows of 3x3."""
     windows = Windows(leading=(5, 8, 8), rows=(5, 24, 24), window=(3, 3), slots=9)
-    return WindowRequest(device, dtype, windows=windows, heads=24, channels=3072)
+    return WindowRequest(device, dtype, windows=windows, heads=24, channels=3072, levels=3)
 
 
 def windows_of(

@@ -1,4 +1,4 @@
-"""A photograph as AnyRes tiles, and the levels that a vision transformer makes of them."""
+"""A photograph as AnyRes tiles, and the levels and the saliency that a vision transformer makes of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from skimage import data
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from vr_kernels import capture_features
 
 PATCH, GRID = 16, 24
 PIXELS = PATCH * GRID  # SigLIP-L/16-384: 24x24 patches a tile
@@ -62,14 +64,18 @@ def make_encoder(size: Size) -> SiglipVisionModel:
     return SiglipVisionModel(config)
 
 
-def encode(image: Tensor, size: Size, tell: Callable[[str], None]) -> list[Tensor]:
-    """Three levels (tiles, 24, 24, width): hidden states 7, 15 and 23 of 24 layers, as Vision Remember v2."""
+def encode(image: Tensor, size: Size, tell: Callable[[str], None]) -> tuple[list[Tensor], Tensor]:
+    """Three levels (tiles, 24, 24, width): hidden states 7, 15 and 23 of 24 layers, as Vision Remember v2; and how much
+    attention each patch receives in the block that makes the last of them (tiles, 24, 24): SigLIP has no CLS token."""
     tell(f"making {size.layers} layers of width {size.width} with random weights")
     encoder = make_encoder(size)
-    by_tile = []
-    for tile in tiles_of(image, size.tiles).split(1):
-        with torch.inference_mode():
-            states = encoder(pixel_values=tile, output_hidden_states=True).hidden_states
-        by_tile.append([states[size.layers * third // 3 - 1].unflatten(1, (GRID, GRID)) for third in (1, 2, 3)])
-        tell(f"tile {len(by_tile)} of {size.tiles} encoded")
-    return [torch.cat(tiles) for tiles in zip(*by_tile, strict=True)]
+    by_tile, saliency = [], []
+    thirds = [size.layers * third // 3 - 1 for third in (1, 2, 3)]
+    with torch.inference_mode(), capture_features(encoder, thirds, saliency="received") as captured:
+        for tile in tiles_of(image, size.tiles).split(1):
+            encoder(pixel_values=tile)
+            assert captured.saliency is not None
+            by_tile.append(captured.features)
+            saliency.append(captured.saliency)
+            tell(f"tile {len(by_tile)} of {size.tiles} encoded")
+    return [torch.cat(tiles) for tiles in zip(*by_tile, strict=True)], torch.cat(saliency)

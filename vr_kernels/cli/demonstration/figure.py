@@ -1,4 +1,4 @@
-"""The window attention drawn over the photograph."""
+"""Saliency and window attention drawn over the photograph."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ def over_grid(attention: Tensor) -> np.ndarray:
     return mean.transpose(1, 2).reshape(n_h * window, n_w * window).numpy()
 
 
-def draw(photograph: Tensor, attention: Tensor, path: Path) -> None:
-    """photograph (3, pixels, pixels), 0 to 1; attention (n_h, n_w, h, K) of the whole of it."""
+def draw(photograph: Tensor, attention: Tensor, saliency: Tensor, path: Path) -> None:
+    """photograph (3, pixels, pixels), 0 to 1; attention (n_h, n_w, h, K) and saliency (H, W) of the whole of it."""
     weights, slots = over_grid(attention), attention.shape[-1]
     window = int(slots**0.5)
     grid, size = weights.shape[0], photograph.shape[-1]
     pixels = photograph.permute(1, 2, 0).numpy()
 
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(18, 6.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     left.imshow(pixels)
     left.set_title(f"{grid}x{grid} features, one token for each window of {window}x{window}")
-    right.imshow(pixels.mean(-1), cmap="gray")
+    for axes in (middle, right):
+        axes.imshow(pixels.mean(-1), cmap="gray")
+    received = saliency.float().numpy() * saliency.numel()  # equal shares are one
+    salient = middle.imshow(received, cmap="viridis", alpha=0.6, extent=(0, size, size, 0))
+    middle.set_title("saliency: attention that each feature receives in the encoder")
+    figure.colorbar(salient, ax=middle, label="attention received, in equal shares", shrink=0.8)
     # Equal weights are the colour map's middle.
     norm = TwoSlopeNorm(vcenter=1 / slots, vmin=0, vmax=max(float(weights.max()), 2 / slots))
     drawn = right.imshow(weights, cmap="coolwarm", norm=norm, alpha=0.6, extent=(0, size, size, 0))
     right.set_title("attention inside each window, mean over heads")
-    for axes in (left, right):
+    for axes in (left, middle, right):
         for line in np.linspace(0, size, grid // window + 1):
             axes.axhline(line, color="white", linewidth=0.6)
             axes.axvline(line, color="white", linewidth=0.6)

@@ -97,6 +97,7 @@ def record(bench: AnyBench, results: Sequence[Result], cases: Sequence[Case]) ->
     measured = {result.case: result for result in results}
     return {
         "operator": bench.name,
+        "yardstick": bench.yardstick,
         "measured": bool(results),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["vr-kernels", *sys.argv[1:]]),

@@ -29,6 +29,15 @@ class Level(NamedTuple):
     channel: int
 
 
+class Projection(NamedTuple):
+    """A (heads, width, channels) weight."""
+
+    pointer: Tensor
+    head: int
+    row: int
+    channel: int
+
+
 def rows(tensor: Tensor | None) -> Rows | None:
     return None if tensor is None else Rows(tensor, tensor.stride(0), tensor.stride(1))
 
@@ -38,6 +47,10 @@ def bias_rows(bias: Tensor | None) -> Rows | None:
     if bias is None:
         return None
     return Rows(bias, 0, bias.stride(0)) if bias.dim() == 2 else rows(bias)
+
+
+def projection(weight: Tensor) -> Projection:
+    return Projection(weight, *weight.stride())
 
 
 def levels(tensors: Sequence[Tensor], windows: Windows) -> tuple[Level, ...] | None:

@@ -14,7 +14,7 @@ from vr_kernels.ops._triton.window import level_offsets, row_pointers
 
 
 @triton.jit
-def _load(level, o_row, m_slot, i_first, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
+def load_features(level, o_row, m_slot, i_first, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
     """A level's channels from ``i_first`` on, (BLOCK_K, BLOCK_C), zero where nothing is; the mask and the channels."""
     i_channel = i_first + tl.arange(0, BLOCK_C).to(tl.int64)
     m_feature = m_slot[:, None] & (i_channel < WIDTH)[None, :]
@@ -24,19 +24,25 @@ def _load(level, o_row, m_slot, i_first, WIDTH: tl.constexpr, BLOCK_C: tl.conste
 
 @triton.jit
 def _load_normalised(source, i_level, m_slot, i_first, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
-    """``_load`` through LayerNorm, float32, where there is one; FIRST is the level's first channel of all."""
+    """``load_features`` through LayerNorm, float32, where there is one; FIRST is the level's first channel of all."""
     levels, o_levels, norm = source
-    b_feature, m_feature, i_channel = _load(levels[i_level], o_levels[i_level], m_slot, i_first, WIDTH, BLOCK_C)
+    b_feature, m_feature, i_channel = load_features(levels[i_level], o_levels[i_level], m_slot, i_first, WIDTH, BLOCK_C)
     if len(norm) > 0:
         b_mean, b_rstd = norm[0][i_level]
-        b_feature = (b_feature.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None]
-        m_channel = i_channel < WIDTH
-        if len(norm) > 1:
-            b_feature *= tl.load(norm[1] + FIRST + i_channel, mask=m_channel, other=0.0)[None, :]
-        if len(norm) > 2:
-            b_feature += tl.load(norm[2] + FIRST + i_channel, mask=m_channel, other=0.0)[None, :]
-        b_feature = tl.where(m_feature, b_feature, 0.0)
+        b_feature = normalised(b_feature, m_feature, b_mean, b_rstd, norm, FIRST, i_channel, WIDTH)
     return b_feature, i_channel
+
+
+@triton.jit
+def normalised(b_feature, m_feature, b_mean, b_rstd, norm, FIRST: tl.constexpr, i_channel, WIDTH: tl.constexpr):
+    """Feature rows through LayerNorm, float32; its weight and bias, if any, follow what else ``norm`` begins with."""
+    b_feature = (b_feature.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None]
+    m_channel = i_channel < WIDTH
+    if len(norm) > 1:
+        b_feature *= tl.load(norm[1] + FIRST + i_channel, mask=m_channel, other=0.0)[None, :]
+    if len(norm) > 2:
+        b_feature += tl.load(norm[2] + FIRST + i_channel, mask=m_channel, other=0.0)[None, :]
+    return tl.where(m_feature, b_feature, 0.0)
 
 
 @triton.jit
@@ -56,7 +62,7 @@ def _sum_deviations(
     b_sum = tl.zeros([BLOCK_K], tl.float32)
     for i in tl.static_range(FROM, TO):
         for c in range(0, WIDTHS[i], BLOCK_C):
-            b_feature, m_feature, _ = _load(levels[i], o_levels[i], m_slot, c, WIDTHS[i], BLOCK_C)
+            b_feature, m_feature, _ = load_features(levels[i], o_levels[i], m_slot, c, WIDTHS[i], BLOCK_C)
             b_deviation = tl.where(m_feature, b_feature.to(tl.float32) - b_mean[:, None], 0.0)
             if SQUARE:
                 b_deviation *= b_deviation
@@ -87,7 +93,7 @@ def _group_statistics(
 
 
 @triton.jit
-def _norm_statistics(
+def norm_statistics(
     levels,
     o_levels,
     m_slot,
@@ -131,7 +137,7 @@ def sources(
     norm = ()
     if NORM_GROUPS is not None:
         per_level: tl.constexpr = NORM_GROUPS == "level"
-        statistics = _norm_statistics(keys, o_keys, m_slot, norm_eps, WIDTHS, per_level, BLOCK_K, BLOCK_C)
+        statistics = norm_statistics(keys, o_keys, m_slot, norm_eps, WIDTHS, per_level, BLOCK_K, BLOCK_C)
         norm = (statistics,)
         if p_norm_weight is not None:
             norm += (p_norm_weight,)

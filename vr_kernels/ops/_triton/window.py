@@ -39,15 +39,32 @@ def locate_slots(
     The indexed form has image = row. A number that is no row is an absent slot, and is never read.
     """
     i_slot = tl.arange(0, BLOCK_K).to(tl.int64)
-    m_slot = i_slot < SLOTS
-    i_zero = tl.zeros_like(i_slot)
+    return locate_rows(p_index, i_window, i_slot, i_slot < SLOTS, first_window, n_h, n_w, row_count, SLOTS, S_H, S_W)
+
+
+@triton.jit
+def locate_rows(
+    p_index,
+    i_window,
+    i_slot,
+    m_slot,
+    first_window,
+    n_h,
+    n_w,
+    row_count,
+    SLOTS: tl.constexpr,
+    S_H: tl.constexpr,
+    S_W: tl.constexpr,
+):
+    """The same for any pairs of a window and a slot: one of the two is a vector, and the results are as long."""
     if p_index is not None:
         i_row = tl.load(p_index + i_window * SLOTS + i_slot, mask=m_slot, other=-1).to(tl.int64)
         m_slot = m_slot & (i_row >= 0) & (i_row < row_count)
+        i_zero = tl.zeros_like(i_row)
         place = (i_row, i_zero, i_zero)
     else:
         i_place = first_window + i_window
-        i_image = i_place // n_w // n_h + i_zero
+        i_image = i_place // n_w // n_h + tl.zeros_like(i_window + i_slot)
         i_y = i_place // n_w % n_h * S_H + i_slot // S_W
         i_x = i_place % n_w * S_W + i_slot % S_W
         i_row = (i_image * n_h * S_H + i_y) * n_w * S_W + i_x
@@ -60,10 +77,13 @@ def level_offsets(levels, place, i_kv):
     """Where each slot's row starts in each level, a tuple of (BLOCK_K,)."""
     o_levels = ()
     for i in tl.static_range(len(levels)):
-        level = levels[i]
-        o_row = place[0] * level.image + place[1] * level.row + place[2] * level.column + i_kv * level.head
-        o_levels += (o_row,)
+        o_levels += (level_offset(levels[i], place, i_kv),)
     return o_levels
+
+
+@triton.jit
+def level_offset(level, place, i_kv):
+    return place[0] * level.image + place[1] * level.row + place[2] * level.column + i_kv * level.head
 
 
 @triton.jit

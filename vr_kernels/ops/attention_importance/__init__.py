@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, register
 from vr_kernels.ops._importance import KINDS, ImportanceRequest, check_rows, reduce, typical_rows
 from vr_kernels.ops._registration import cast_for_autocast
 from vr_kernels.ops._sequences import check_cu_seqlens_values
-from vr_kernels.ops.attention_importance import reference
+from vr_kernels.ops.attention_importance import op, reference
 
 __all__ = ["attention_importance"]
 
@@ -46,7 +47,7 @@ def attention_importance(
         scale: of the scores; None is 1/sqrt(d).
         cu_seqlens: (S + 1,) int32 or int64, rising from 0 to T, for S packed sequences: query_rows (S, R, h, d), key
             (T, h_kv, d). Values are checked on the CPU (not inside compiled graphs); tokens past the bounds get 0.
-        backend: None chooses; "reference" by name: it runs or it raises.
+        backend: None chooses; "cpu", "triton" or "reference" by name: it runs or it raises.
 
     Returns:
         (B, N), packed (T,), in the query's dtype; (B, h, N) or (h, T) where ``reduce_heads`` is None. Differentiable
@@ -81,10 +82,12 @@ def row_weights(
     backend: str,
 ) -> Tensor:
     """A checked call's weights before they are reduced, (B, h, R, N) or (h, R, T), float32 or float64."""
-    check_cu_seqlens_values("attention_importance", cu_seqlens, key.shape[-3])
-    return reference.attention_importance(
-        query_rows, key, key_mask=key_mask, cu_seqlens=cu_seqlens, softmax=softmax, scale=scale
-    )
+    if backend == "reference":
+        check_cu_seqlens_values("attention_importance", cu_seqlens, key.shape[-3])
+        return reference.attention_importance(
+            query_rows, key, key_mask=key_mask, cu_seqlens=cu_seqlens, softmax=softmax, scale=scale
+        )
+    return op.run(query_rows, key, key_mask, cu_seqlens, softmax, scale, backend)
 
 
 def _request(
@@ -117,7 +120,10 @@ def _plan(
 
 OPERATOR: Operator[ImportanceRequest] = Operator(
     "attention_importance",
-    (Backend("reference"),),
+    (
+        Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("reference"),
+    ),
     _request,
     typical_rows,
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, register
 from vr_kernels.ops._importance import KINDS, ImportanceRequest, check_received, reduce, typical_columns
@@ -48,7 +49,7 @@ def attention_received(
             It is believed, and has a gradient of its own.
         reduce_heads: "mean", "sum", "max"; None keeps the heads. Equal largest weights share a gradient.
         scale: of the scores; None is 1/sqrt(d).
-        backend: None chooses; "blocked" (plain PyTorch, a block of rows at a time) or "reference" (the
+        backend: None chooses; "cpu", "blocked" (plain PyTorch, a block of rows at a time) or "reference" (the
             definition, which makes the map) by name: it runs or it raises.
 
     Returns:
@@ -106,6 +107,7 @@ def _plan(
 OPERATOR: Operator[ImportanceRequest] = Operator(
     "attention_received",
     (
+        Backend("cpu", refuses=_native.refuses_cpu),
         Backend("blocked"),
         Backend("reference", passed_over=lambda request: "the definition, which makes the attention map"),
     ),

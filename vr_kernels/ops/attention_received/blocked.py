@@ -49,7 +49,7 @@ class TorchPass:
         grad = grad.unsqueeze(-2)
         total = (weights * grad).sum(-1)
         weights *= grad if given_lse else grad - total.unsqueeze(-1)
-        return total  # type: ignore[no-any-return]
+        return total
 
 
 _TORCH_PASS = TorchPass()
@@ -88,7 +88,7 @@ class _Heads:
         q = self.rows(rows)
         out = workspace("received scores", (*q.shape[:2], columns), q.dtype, q.device)
         torch.bmm(q, self.key[:, :columns].mT, out=out)
-        return out.unflatten(1, (self.query.shape[1], -1))
+        return out.view(q.shape[0], self.query.shape[1], -1, columns)
 
 
 def _sequences(tokens: Tensor, cu_seqlens: Tensor | None) -> Iterator[tuple[Any, Any]]:
@@ -196,5 +196,7 @@ def backward(
 
 
 def _by_head(rows: Tensor, like: Tensor) -> Tensor:
-    """(n, heads) as a dense (kv heads, groups, n) in the dtype of ``like`` (kv heads, groups, ...)."""
-    return rows.T.to(like.dtype).contiguous().view(*like.shape[:2], -1)
+    """(n, heads) as (kv heads, groups, n) in the dtype of ``like`` (kv heads, groups, ...)."""
+    # Not contiguous(): where n is one that leaves the strides as they are, and kernels go by them.
+    dense = like.new_empty(*like.shape[:2], rows.shape[0])
+    return dense.copy_(rows.T.unflatten(0, like.shape[:2]))

@@ -15,7 +15,7 @@ from vr_kernels.ops._registration import (
     refuse_double_backward,
     refuse_other_modes,
 )
-from vr_kernels.ops.attention_received import blocked
+from vr_kernels.ops.attention_received import blocked, native
 
 # Returns the sum over the rows of every head's weights, (B, h, N) or packed (h, T), and the log-sum-exp that it made,
 # (B, N, h) or (T, h), empty where lse is given; both float32 (float64 for float64).
@@ -36,6 +36,7 @@ class Passes(NamedTuple):
 
 
 BACKENDS = {
+    "cpu": Passes(native.forward, native.backward),
     "blocked": Passes(blocked.forward, blocked.backward),
 }
 

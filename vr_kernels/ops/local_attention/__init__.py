@@ -146,7 +146,7 @@ def _check(given: tuple[Any, ...], shared: bool) -> WindowRequest:
     bias_shapes = [(heads, windows.slots), (windows.count, heads, windows.slots)]
     arguments.auxiliary("attention_bias", attention_bias, q, bias_shapes)
     arguments.auxiliary("saliency", saliency, q, [rows])
-    return WindowRequest(q.device.type, q.dtype, windows=windows, heads=heads, channels=channels)
+    return WindowRequest(q.device.type, q.dtype, windows=windows, heads=heads, channels=channels, levels=len(levels))
 
 
 @remember

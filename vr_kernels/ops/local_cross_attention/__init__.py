@@ -70,8 +70,8 @@ def local_cross_attention(
         saliency_on: "value" multiplies values after their projection and bias, "feature" the features before W_v only.
         scale: of the scores; None is 1/sqrt(d).
         return_attention: also return the attention weights, (..., h, K), before the saliency.
-        backend: None chooses by measurement (see ``vr_kernels.explain``); "cpu", "triton", "cuda", "unabsorbed",
-            "absorbed" or "reference" by name: it runs or it raises.
+        backend: None chooses by measurement (see ``vr_kernels.explain``); "cpu", "triton", "triton_fused", "cuda",
+            "unabsorbed", "absorbed" or "reference" by name: it runs or it raises.
 
     query, features and weights share one dtype; biases, norm and saliency have that one or float32.
 
@@ -192,7 +192,9 @@ def _check(
         raise arguments.error(f'norm_groups is {norm_groups!r}; it must be "all" or "level"')
     if saliency_on not in ("value", "feature"):
         raise arguments.error(f'saliency_on is {saliency_on!r}; it must be "value" or "feature"')
-    return WindowRequest(q.device.type, q.dtype, subclass, windows=windows, heads=num_heads, channels=channels)
+    return WindowRequest(
+        q.device.type, q.dtype, subclass, windows=windows, heads=num_heads, channels=channels, levels=len(levels)
+    )
 
 
 @remember

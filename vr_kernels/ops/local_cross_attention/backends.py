@@ -19,7 +19,9 @@ def _projects_less(request: WindowRequest) -> str | None:
 BACKENDS: tuple[Backend[WindowRequest], ...] = (
     Backend("cpu", refuses=_native.refuses_cpu, passed_over=_projects_less),
     Backend("triton", refuses=support.refuses_windows, passed_over=support.experimental),
+    Backend("triton_fused", refuses=support.refuses_windows, passed_over=support.experimental),
     Backend("cuda", refuses=_cuda.refuses_windows, passed_over=_cuda.experimental),
+    Backend("cuda_fused", refuses=_cuda.refuses_windows, passed_over=_cuda.experimental),
     Backend("unabsorbed"),
     Backend("absorbed", passed_over=lambda request: "the stock-PyTorch form of cpu's algebra, kept as a baseline"),
     Backend("reference", passed_over=lambda request: "the definition"),

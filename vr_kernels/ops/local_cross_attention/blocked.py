@@ -188,7 +188,12 @@ def forward(
             rows = u.transpose(0, 1)
             engine.kernel.forward(call.of_block(block), rows, rows, attention[at], None)  # in place: u becomes g
             out[at] = torch.bmm(u, w_v.transpose(1, 2)).transpose(0, 1)
+    add_value_bias(call, out, attention, value_bias)
+    return out.to(query.dtype).view(query.shape), attention.view(*windows.leading, h, windows.slots)
+
+
+def add_value_bias(call: Call, out: Tensor, attention: Tensor, value_bias: Tensor | None) -> None:
+    """out (N, h, d) += the bias times each query's weights together."""
     if value_bias is not None:
         bias, total = value_bias.to(torch.float32).view(out.shape[1:]), call.bias_weight(attention)
         out += bias if total is None else total * bias
-    return out.to(query.dtype).view(query.shape), attention.view(*windows.leading, h, windows.slots)

@@ -11,8 +11,9 @@ dgamma_c = sum_e (W_k dW~_k + W_v dW~_v)_ec,  dbeta = W_v^T sum_n (sum_j p_j sig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,13 +55,17 @@ def backward(
     saliency: Tensor | None,
     attention: Tensor,
     *options: Any,
+    gradients_type: Callable[..., Gradients] | None = None,
 ) -> list[Tensor]:
-    """Gradients in the order of ``NEEDS``, then one a level; empty where not needed."""
+    """Gradients in the order of ``NEEDS``, then one a level; empty where not needed.
+
+    ``gradients_type`` may replace the loop over blocks.
+    """
     *call_options, needs = options
     wants = dict(zip(NEEDS, needs, strict=True))
     tensors = (features, key_weight, value_weight, window_index, norm_weight, norm_bias, attention_bias, saliency)
     call = prepare(engine, query, *tensors, *call_options)
-    gradients = Gradients(call, wants, grad_out, grad_attention, attention, value_bias)
+    gradients = (gradients_type or Gradients)(call, wants, grad_out, grad_attention, attention, value_bias)
     gradients.run()
     inputs = (query, key_weight, value_weight, key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
     results = []
@@ -101,8 +106,9 @@ class Gradients:
         self.d_scores = torch.empty_like(self.attention)
         self.d_query = empty(n, h, d) if wants["query"] else None
         wants_key, wants_value = (wants[name] or wants["norm_weight"] for name in ("key_weight", "value_weight"))
-        self.d_key_weight = torch.empty_like(call.key_weight) if wants_key else None
-        self.d_value_weight = torch.empty_like(call.value_weight) if wants_value else None
+        like = partial(torch.empty_like, memory_format=torch.contiguous_format)
+        self.d_key_weight = like(call.key_weight) if wants_key else None
+        self.d_value_weight = like(call.value_weight) if wants_value else None
         self.d_gamma = zeros(call.channels, dtype=torch.float32)
         self.d_slots = zeros(n, windows.slots, dtype=torch.float32) if wants["saliency"] else None
         rows = (windows.row_count, 1, call.channels)
@@ -149,9 +155,17 @@ class Gradients:
         if d_u is not None and self.d_query is not None:
             self.d_query[at] = torch.bmm(self._scale(d_u), w_k.transpose(1, 2)).transpose(0, 1)
         if self.d_rows is not None:
-            u = self._scale(torch.bmm(query, w_k, out=call.buffer("u", block)))  # d_u has been used
-            rows, d_rows = u.transpose(0, 1), d_g.transpose(0, 1)
-            kernel.feature_gradient(problem, rows, d_rows, self.attention[at], self.d_scores[at], self.d_rows, None)
+            self._add_feature_gradient(call, block, w_k, d_g)
+
+    def _add_feature_gradient(self, call: Call, block: Block, w_k: Tensor, d_g: Tensor) -> None:
+        """Of the rows that the kernel reads, from d_g and u, (heads, n, C)."""
+        assert self.d_rows is not None
+        at = (block.windows, block.heads)
+        u = self._scale(torch.bmm(call.query[at].transpose(0, 1), w_k, out=call.buffer("u", block)))  # d_u was used
+        rows, d_rows = u.transpose(0, 1), d_g.transpose(0, 1)
+        call.engine.kernel.feature_gradient(
+            call.of_block(block), rows, d_rows, self.attention[at], self.d_scores[at], self.d_rows, None
+        )
 
     def _scale(self, block: Tensor) -> Tensor:
         return block if self.gamma is None else block.mul_(self.gamma)

@@ -14,7 +14,7 @@ from vr_kernels.ops._registration import (
     refuse_double_backward,
     refuse_other_modes,
 )
-from vr_kernels.ops.local_cross_attention import blocked, blocked_backward, cuda, native, triton
+from vr_kernels.ops.local_cross_attention import blocked, blocked_backward, cuda, fused, native, triton
 
 _TENSORS = """Tensor query, Tensor[] features, Tensor key_weight, Tensor value_weight, Tensor? window_index,
  Tensor? key_bias, Tensor? value_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? attention_bias,
@@ -29,15 +29,20 @@ BACKWARD_SCHEMA = f"""local_cross_attention_backward(Tensor? grad_out, Tensor? g
  Tensor attention, {_OPTIONS}, bool[] needs, str backend) -> Tensor[]"""
 
 ENGINES = {"cpu": native.ENGINE, "triton": triton.ENGINE, "cuda": cuda.ENGINE}
+FUSED = {"triton_fused": triton.FUSED, "cuda_fused": cuda.FUSED}
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, backend = arguments
+    if backend in FUSED:
+        return fused.forward(FUSED[backend], *inputs)
     return blocked.forward(ENGINES[backend], *inputs)
 
 
 def _backward(*arguments: Any) -> list[Tensor]:
     *inputs, backend = arguments
+    if backend in FUSED:
+        return fused.backward(FUSED[backend], *inputs)
     return blocked_backward.backward(ENGINES[backend], *inputs)
 
 

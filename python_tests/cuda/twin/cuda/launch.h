@@ -21,7 +21,9 @@ struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
 
+inline int shared_memory_of_block(int) { return twin::shared_bytes_per_block; }
 inline int half_of_shared_memory(int) { return twin::shared_bytes_per_block; }
+inline int multiprocessors(int) { return 4; }
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t rows, int64_t columns, int shared_bytes, Stream,

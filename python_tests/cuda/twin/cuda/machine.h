@@ -8,7 +8,9 @@
 #include "threads.h"
 
 #define VR_DEVICE inline
+#define VR_HOST_AND_DEVICE inline
 #define VR_KERNEL void
+#define VR_KERNEL_SHARED_BY(blocks) void
 #define VR_PARAMETER const
 
 namespace vr::cuda {

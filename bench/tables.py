@@ -1,0 +1,135 @@
+"""Makes docs/benchmarks.md and the README's summary of it from the committed records; --write puts them there."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- made by bench/tables.py -->\n", "<!-- end of bench/tables.py -->\n"
+
+HEADER = """# Benchmarks
+
+Made by `bench/tables.py` from the records in `bench/results`; `bench/README.md` explains how they are measured. A ratio is
+another contender's time over ours, taken within each round: above 1 is where we win. Medians, with the middle 80 % of the
+rounds in brackets. Results were checked against float64 before a time was taken.
+"""
+
+Record = dict[str, Any]
+
+
+def records() -> Iterator[Record]:
+    """In the order of their files' names: by operator, device, dtype and direction."""
+    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+        record = json.loads(path.read_text())
+        if record["measured"]:
+            yield record
+
+
+def page() -> str:
+    return "\n".join([HEADER, *[part for record in records() for part in _of_record(record)]])
+
+
+def summary() -> str:
+    """A row a record: the ratios of its shapes, one after the other."""
+    head = ["operator", "run", "shapes", "stock / ours", "closest other / ours"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for record in records():
+        cases = record["cases"]
+        closest = [_closest(record, case) for case in cases]
+        cells = [
+            f"`{record['operator']}`",
+            f"{_kind(record)}, {_device(record)[0]}",
+            ", ".join(case["case"]["name"] for case in cases),
+            ", ".join(_ratio(case, record["yardstick"]) for case in cases),
+            ", ".join(closest) if any(closest) else "",
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def in_readme(text: str) -> str:
+    """The README's text with its summary made anew."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + summary() + END + rest.split(END)[1]
+
+
+def _of_record(record: Record) -> list[str]:
+    environment, stock = record["environment"], record["yardstick"]
+    others = list(dict.fromkeys(row["name"] for c in record["cases"] for row in c["rows"] if row["name"] != "ours"))
+    header = ["shape", "ours, ms", *[f"{name} / ours" for name in others], "of floor", "MB, ours", f"MB, {stock}"]
+    what = {row["name"]: row["what"] for case in record["cases"] for row in case["rows"]}
+    return [
+        f"## {record['operator']}: {_kind(record)}\n",
+        f"{_device(record)[1]}, torch {environment['versions']['torch']}, {record['date'][:10]}\n",
+        f"    {record['command']}\n",
+        _line(header),
+        _line(["---", *["---:"] * (len(header) - 1)]),
+        *[_line(_of_case(case, others, stock)) for case in record["cases"]],
+        "",
+        *[f"* `{name}`: {words}" for name, words in what.items()],
+        *[f"* {case['case']['name']}: {loss}" for case in record["cases"] for loss in case["losses"]],
+        *[
+            f"* {case['case']['name']}: `{k}` not measured: {v}"
+            for case in record["cases"]
+            for k, v in case["absent"].items()
+        ],
+        "",
+    ]
+
+
+def _of_case(case: Record, others: list[str], stock: str) -> list[str]:
+    rows = {row["name"]: row for row in case["rows"]}
+    ratios = [_spread(rows[name]["ratio"]) if name in rows else "" for name in others]
+    peaks = [rows.get(name, {}).get("memory") for name in ("ours", stock)]
+    megabytes = ["" if peak is None else f"{peak / 1e6:.0f}" for peak in peaks]
+    time, of_floor = f"{rows['ours']['seconds']['median'] * 1e3:.3g}", f"{rows['ours']['of_floor']:.0%}"
+    return [case["case"]["name"], time, *ratios, of_floor, *megabytes]
+
+
+def _ratio(case: Record, name: str) -> str:
+    found = [row["ratio"]["median"] for row in case["rows"] if row["name"] == name]
+    return f"{found[0]:.2f}" if found else "?"
+
+
+def _closest(record: Record, case: Record) -> str:
+    """The fastest of the others, beside stock."""
+    others = [row for row in case["rows"] if row["name"] not in ("ours", record["yardstick"])]
+    if not others:
+        return ""
+    best = min(others, key=lambda row: row["ratio"]["median"])
+    return f"{best['ratio']['median']:.2f} {best['name']}"
+
+
+def _kind(record: Record) -> str:
+    case = record["cases"][0]["case"]
+    return f"{case['dtype']}, {'forward + backward' if case['backward'] else 'forward'}"
+
+
+def _device(record: Record) -> tuple[str, str]:
+    """In short, and in full."""
+    if record["cases"][0]["case"]["device"] == "cuda":
+        name = record["environment"]["CUDA"]["devices"][0]
+        return name, name
+    processor = record["environment"]["CPU"]
+    return "CPU", f"{processor['model']}, {processor['threads']} threads"
+
+
+def _spread(spread: Record) -> str:
+    return f"{spread['median']:.2f} ({spread['low']:.2f}-{spread['high']:.2f})"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    if parser.parse_args().write:
+        PAGE.write_text(page())
+        README.write_text(in_readme(README.read_text()))
+    else:
+        print(page(), end="")

@@ -1,0 +1,20 @@
+// Compiled for -march=x86-64-v4.
+#if defined(__x86_64__)
+
+#include "importance_math.h"
+
+namespace vr::cpu {
+namespace {
+
+constexpr int kLanes = 16;
+
+#include "importance_math.inl"
+
+}  // namespace
+
+const ImportanceMath kAvx512Importance = {dot_heads,  largest, exp_and_sum, divide,
+                                           add_scaled, add_exp, exp_and_dot, multiply_by_difference};
+
+}  // namespace vr::cpu
+
+#endif

@@ -1,0 +1,105 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include "importance.h"
+#include "importance_math.h"
+#include "parallel.h"
+
+namespace vr::cpu {
+namespace {
+
+// A chunk's sums stay in the first-level cache while rows pass by. A few rows are summed apart, then added to the rest:
+// one long sum would lose what short ones keep.
+constexpr int64_t kChunk = 256, kSummedApart = 32;
+
+void validate(const ReceivedBlock& block) {
+  if (block.heads < 0 || block.rows < 0 || block.columns < 0 || block.first_row < 0 || block.threads <= 0) {
+    throw std::invalid_argument("ReceivedBlock: a size is negative, or there is no thread");
+  }
+}
+
+int64_t visible(const ReceivedBlock& block, int64_t row) {
+  return std::min(block.columns, block.first_row + row + 1);
+}
+
+float* scores_of(const ReceivedBlock& block, int64_t head, int64_t row) {
+  return block.scores + (head * block.rows + row) * block.columns;
+}
+
+float& lse_of(const ReceivedBlock& block, int64_t head, int64_t row) {
+  return block.lse[head * block.lse_stride + row];
+}
+
+// Calls body(head, row); each row is one thread's.
+template <typename Body>
+void for_each_row(const ReceivedBlock& block, const Body& body) {
+  const int64_t rows = block.heads * block.rows;
+  parallel(block.threads, [&](int thread, int threads) {
+    for (int64_t i = rows * thread / threads; i < rows * (thread + 1) / threads; ++i) {
+      body(i / block.rows, i % block.rows);
+    }
+  });
+}
+
+// Makes the log-sum-exp of a row, whose scores become exp(score - largest), and the factor that makes these weights.
+void exponentiate_row(const ImportanceMath& math, float* row, int64_t count, float* lse, float* factor) {
+  const float most = math.largest(row, count);
+  const double sum = math.exp_and_sum(row, count, most);
+  *factor = static_cast<float>(1.0 / sum);
+  *lse = std::isinf(most) ? most : most + static_cast<float>(std::log(sum));
+}
+
+}  // namespace
+
+void received_forward(const ReceivedBlock& block, float* received, int64_t stride) {
+  validate(block);
+  const ImportanceMath& math = importance_math();
+  std::vector<float> factors(block.given_lse ? 0 : block.heads * block.rows);
+  if (!block.given_lse) {
+    for_each_row(block, [&](int64_t head, int64_t row) {
+      exponentiate_row(math, scores_of(block, head, row), visible(block, row), &lse_of(block, head, row),
+                       &factors[head * block.rows + row]);
+    });
+  }
+  const int64_t chunks = (block.columns + kChunk - 1) / kChunk, tasks = block.heads * chunks;
+  parallel(block.threads, [&](int thread, int threads) {
+    for (int64_t task = tasks * thread / threads; task < tasks * (thread + 1) / threads; ++task) {
+      const int64_t head = task / chunks, first = task % chunks * kChunk;
+      const int64_t width = std::min(kChunk, block.columns - first);
+      float* sums = received + head * stride + first;
+      for (int64_t i = 0; i < block.rows; i += kSummedApart) {
+        float apart[kChunk] = {};
+        for (int64_t row = i; row < std::min(i + kSummedApart, block.rows); ++row) {
+          const int64_t count = std::min(width, visible(block, row) - first);
+          if (count <= 0) continue;
+          const float* scores = scores_of(block, head, row) + first;
+          if (block.given_lse) {
+            math.add_exp(scores, count, lse_of(block, head, row), apart);
+          } else {
+            math.add_scaled(scores, count, factors[head * block.rows + row], apart);
+          }
+        }
+        for (int64_t j = 0; j < width; ++j) sums[j] += apart[j];
+      }
+    }
+  });
+}
+
+void received_backward(const ReceivedBlock& block, const float* grad, int64_t stride, float* total) {
+  validate(block);
+  const ImportanceMath& math = importance_math();
+  for_each_row(block, [&](int64_t head, int64_t row) {
+    float* scores = scores_of(block, head, row);
+    const int64_t count = visible(block, row);
+    const float* grads = grad + head * stride;
+    const float sum = static_cast<float>(math.exp_and_dot(scores, count, lse_of(block, head, row), grads));
+    math.multiply_by_difference(scores, count, grads, block.given_lse ? 0.0f : sum);
+    std::fill(scores + count, scores + block.columns, 0.0f);
+    total[head * block.rows + row] = sum;
+  });
+}
+
+}  // namespace vr::cpu

@@ -1,0 +1,21 @@
+// Compiled for -march=x86-64-v3.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "sample_math.h"
+
+namespace vr::cpu {
+namespace {
+
+constexpr int kLanes = 8;
+
+#include "sample_math.inl"
+
+}  // namespace
+
+const SampleMath kAvx2SampleMath = {load, store, mix, dot, spread};
+
+}  // namespace vr::cpu
+
+#endif

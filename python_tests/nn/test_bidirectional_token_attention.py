@@ -1,0 +1,245 @@
+"""``BidirectionalTokenAttention``: the layer as concatenation, attention and scatter spell it, image by image."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from python_tests._errors import assert_obeys_the_error_rule
+from vr_kernels import BidirectionalTokenAttention
+
+WIDTH, HEADS, LENGTH = 24, 4, 16
+ROWS = torch.tensor([[2, 3, 4, 5], [16 + 1, 16 + 2, -1, -1], [7, 8, 9, -1], [-1, -1, -1, -1]])
+SAMPLE = torch.tensor([0, 1, 0, 1])
+
+
+def layer(**options: Any) -> BidirectionalTokenAttention:
+    module = BidirectionalTokenAttention(WIDTH, HEADS, **({"zero_init": False} | options))
+    for parameter in module.parameters():  # weights of a norm and biases too
+        nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def batch(seed: int = 0, text: bool = True) -> dict[str, Tensor]:
+    """Two samples, the second without text; three images and one of padding alone."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(2, LENGTH, dtype=torch.bool)
+    mask[0, 12:15] = True
+    given = {"hidden_states": torch.randn(2, LENGTH, WIDTH, generator=generator) * 3, "token_rows": ROWS}
+    given["image_sample"] = SAMPLE
+    return given | ({"text_mask": mask} if text else {})
+
+
+def spelt_out(
+    module: BidirectionalTokenAttention,
+    hidden_states: Tensor,
+    token_rows: Tensor,
+    text_mask: Tensor | None = None,
+    image_sample: Tensor | None = None,
+) -> Tensor:
+    """The layer as the paper spells it: one image after the other, nothing padded, nothing masked."""
+
+    def norm(rows: Tensor) -> Tensor:
+        if module.norm == "rms":
+            return F.rms_norm(rows, (WIDTH,), module.norm_weight, module.norm_eps)
+        if module.norm == "layer":
+            return F.layer_norm(rows, (WIDTH,), module.norm_weight, module.norm_bias, module.norm_eps)
+        return rows
+
+    stream = hidden_states.flatten(0, 1)
+    out = stream
+    for i, numbers in enumerate(token_rows):
+        rows = numbers[numbers >= 0]
+        if len(rows) == 0:
+            continue
+        tokens = norm(stream[rows])
+        sample = i if image_sample is None else int(image_sample[i])
+        if module.include_guide and text_mask is not None and text_mask[sample].any():
+            guide = hidden_states[sample][text_mask[sample]].max(0).values
+            tokens = torch.cat([tokens, norm(guide[None])])
+        q, k, v = module.qkv_proj(tokens).unflatten(-1, (3, module.num_heads, -1)).permute(1, 2, 0, 3)
+        attended = F.scaled_dot_product_attention(q[:, : len(rows)], k, v).transpose(0, 1).flatten(-2)
+        out = out.index_add(0, rows, module.out_proj(attended))
+    return out.view(hidden_states.shape)
+
+
+@pytest.mark.parametrize("include_guide", [True, False])
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("norm", ["rms", "layer", None])
+def test_it_is_the_layer_spelt_out(norm: str | None, bias: bool, text: bool, include_guide: bool) -> None:
+    module, given = layer(norm=norm, bias=bias, include_guide=include_guide).double(), batch(text=text)
+    given["hidden_states"] = given["hidden_states"].double().requires_grad_()
+    leaves = [given["hidden_states"], *module.parameters()]
+    expected, out = spelt_out(module, **given), module(**given)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    cotangent = torch.randn_like(out)
+    for result, wanted in zip(
+        torch.autograd.grad(out, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent), strict=True
+    ):
+        torch.testing.assert_close(result, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_it_obeys_the_error_rule(dtype: torch.dtype) -> None:
+    module = layer().to(dtype)
+    exact = copy.deepcopy(module).double()
+    assert_obeys_the_error_rule(
+        lambda **call: module(**call),
+        lambda **call: spelt_out(module, **call),
+        lambda **call: spelt_out(exact, **call),
+        lambda seed: batch(seed) | {"hidden_states": batch(seed)["hidden_states"].to(dtype)},
+        norms=["root_mean_square"],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_it_starts_as_the_identity_bit_for_bit_and_learns(dtype: torch.dtype) -> None:
+    module, given = BidirectionalTokenAttention(WIDTH, HEADS, dtype=dtype), batch()
+    stream = given["hidden_states"].to(dtype)
+    stream[:, :, 0], stream[:, :, 1] = -0.0, 0.0
+    out = module(**(given | {"hidden_states": stream}))
+    assert torch.equal(out.view(torch.uint8), stream.view(torch.uint8))
+    out.sum().backward()
+    assert module.out_proj.weight.grad is not None
+    assert module.out_proj.weight.grad.any()
+
+
+def test_other_tokens_pass_bit_for_bit_whatever_they_hold() -> None:
+    given = batch()
+    read = torch.zeros(2 * LENGTH, dtype=torch.bool).index_fill(0, ROWS[ROWS >= 0], True)
+    expected = layer()(**given)
+    given["hidden_states"].flatten(0, 1)[~read & ~given["text_mask"].flatten()] = torch.nan
+    torch.manual_seed(0)
+    module = layer()
+    out = module(**given)
+    assert out.flatten(0, 1)[read].isfinite().all()
+    assert out.flatten(0, 1)[~read & ~given["text_mask"].flatten()].isnan().all()
+    assert expected.shape == out.shape
+
+
+def test_an_image_sees_no_other_image_and_no_other_sample_s_text() -> None:
+    module, given = layer(), batch()
+    before = module(**given)
+    changed = given["hidden_states"].clone()
+    changed[0, 2:6] += 1  # the first image
+    changed[0, 12:15] += 1  # the first sample's text
+    after = module(**(given | {"hidden_states": changed}))
+    assert torch.equal(after[1], before[1])
+    changed = given["hidden_states"].clone()
+    changed[0, 2:6] += 1
+    after = module(**(given | {"hidden_states": changed}))
+    assert torch.equal(after[0, 7:10], before[0, 7:10]), "the third image, of the same sample"
+
+
+def test_an_image_a_sample_needs_no_image_sample() -> None:
+    module, given = layer(), batch()
+    del given["image_sample"]
+    given["token_rows"] = ROWS[:2]
+    torch.testing.assert_close(module(**given), spelt_out(module, **given))
+
+
+class LowRank(nn.Module):
+    """What an adapter library puts in a Linear's place."""
+
+    def __init__(self, base: nn.Module, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(inputs, 2, bias=False), nn.Linear(2, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_replaced_projections_are_called() -> None:
+    module, given = layer(), batch()
+    module.qkv_proj = LowRank(module.qkv_proj, WIDTH, 3 * WIDTH)  # type: ignore[assignment]
+    module.out_proj = LowRank(module.out_proj, WIDTH, WIDTH)  # type: ignore[assignment]
+    torch.testing.assert_close(module(**given), spelt_out(module, **given))
+
+
+def test_parametrised_weights_are_honoured() -> None:
+    class Doubled(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    module, given = layer(), batch()
+    for owner, name in ((module.qkv_proj, "weight"), (module, "norm_weight")):
+        parametrize.register_parametrization(owner, name, Doubled())
+    torch.testing.assert_close(module(**given), spelt_out(module, **given), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer", None])
+def test_it_compiles_into_one_graph(norm: str | None) -> None:
+    torch.compiler.reset()
+    module, given = layer(norm=norm), batch()
+    given["hidden_states"].requires_grad_()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    leaves = [given["hidden_states"], *module.parameters()]
+    expected, out = module(**given), compiled(**given)
+    torch.testing.assert_close(out, expected)
+    for result, wanted in zip(
+        torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(result, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_under_autocast_the_stream_keeps_its_dtype() -> None:
+    module, given = layer(), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(**given)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, module(**given), rtol=0.1, atol=0.1 * float(out.detach().abs().max()))
+    assert not torch.equal(out, module(**given)), "the projections ran in bfloat16"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_images_leave_the_stream(dtype: torch.dtype) -> None:
+    stream = torch.randn(2, LENGTH, WIDTH, dtype=dtype)
+    for rows in (torch.empty(0, 4, dtype=torch.int64), torch.empty(2, 0, dtype=torch.int64)):
+        sample = torch.zeros(rows.shape[0], dtype=torch.int64)
+        out = layer(dtype=dtype)(stream, rows, text_mask=torch.ones(2, LENGTH, dtype=torch.bool), image_sample=sample)
+        assert torch.equal(out, stream)
+
+
+def test_the_state_dict_s_names_and_shapes_are_stable() -> None:
+    module = BidirectionalTokenAttention(12, 2, head_dim=8, norm="layer", bias=True)
+    assert {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} == {
+        "norm_weight": (12,),
+        "norm_bias": (12,),
+        "qkv_proj.weight": (48, 12),
+        "qkv_proj.bias": (48,),
+        "out_proj.weight": (12, 16),
+        "out_proj.bias": (12,),
+    }
+    assert list(BidirectionalTokenAttention(12, 2, norm=None).state_dict()) == ["qkv_proj.weight", "out_proj.weight"]
+    other = BidirectionalTokenAttention(12, 2, head_dim=8, norm="layer", bias=True, zero_init=False)
+    other.load_state_dict(module.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), module.parameters(), strict=True))
+
+
+def test_it_is_built_where_and_as_asked() -> None:
+    module = BidirectionalTokenAttention(12, 2, device="meta", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
+    assert "12, num_heads=2, head_dim=6, norm='rms', norm_eps=1e-06, include_guide=True, zero_init=True" in repr(module)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
+        ({"num_heads": 0}, "num_heads is 0; it must be at least 1"),
+        ({"num_heads": 5}, "num_heads is 5, hidden_size is 12; give head_dim"),
+        ({"head_dim": 0}, "head_dim is 0; it must be at least 1"),
+        ({"norm": "batch"}, 'norm is \'batch\'; it must be "rms", "layer" or None'),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_words(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^BidirectionalTokenAttention: {re.escape(words)}"):
+        BidirectionalTokenAttention(**({"hidden_size": 12, "num_heads": 2} | arguments))

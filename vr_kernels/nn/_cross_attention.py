@@ -1,0 +1,183 @@
+"""What the cross-attention modules share: their sizes, their projections, and the checks of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vr_kernels.ops._arguments import Arguments, remember, signatures
+
+
+class CrossAttention(nn.Module):
+    """Sizes, checked; errors carry the class's name."""
+
+    def __init__(
+        self,
+        query_dim: int,
+        feature_dims: int | Sequence[int],
+        num_heads: int,
+        *,
+        head_dim: int | None,
+        out_dim: int | None,
+        feature_norm: str,
+        saliency_on: str,
+        backend: str | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
+        out_dim = query_dim if out_dim is None else out_dim
+        for size_name, size in (("query_dim", query_dim), ("num_heads", num_heads), ("out_dim", out_dim)):
+            if size < 1:
+                raise ValueError(f"{name}: {size_name} is {size}; it must be at least 1")
+        if not dims or min(dims) < 1:
+            raise ValueError(f"{name}: feature_dims is {dims}; it must hold one positive width a level")
+        if head_dim is None and query_dim % num_heads != 0:
+            raise ValueError(
+                f"{name}: num_heads is {num_heads}, query_dim is {query_dim}; "
+                "give head_dim, or a num_heads that divides query_dim"
+            )
+        head_dim = query_dim // num_heads if head_dim is None else head_dim
+        if head_dim < 1:
+            raise ValueError(f"{name}: head_dim is {head_dim}; it must be at least 1")
+        if feature_norm not in ("none", "all", "level"):
+            raise ValueError(f'{name}: feature_norm is {feature_norm!r}; it must be "none", "all" or "level"')
+        if saliency_on not in ("value", "feature"):
+            raise ValueError(f'{name}: saliency_on is {saliency_on!r}; it must be "value" or "feature"')
+        self.query_dim, self.feature_dims, self.num_heads = query_dim, dims, num_heads
+        self.head_dim, self.out_dim, self.feature_norm = head_dim, out_dim, feature_norm
+        self.norm_eps, self.saliency_on, self.backend = 1e-6, saliency_on, backend
+
+    def _levels(self, features: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """One tensor a level, of the widths that the module was built for."""
+        levels = [features] if isinstance(features, Tensor) else list(features)
+        widths = tuple(level.shape[-1] for level in levels)
+        if widths != self.feature_dims:
+            raise ValueError(
+                f"{type(self).__name__}: features have widths {widths}, feature_dims is {self.feature_dims}; "
+                "give one tensor a level, in that order"
+            )
+        return levels
+
+    def _tiles(
+        self,
+        query: Tensor,
+        features: Tensor | Sequence[Tensor],
+        window_index: Tensor | None,
+        saliency: Tensor | None,
+        *,
+        one_grid: bool,
+    ) -> list[Tensor]:
+        """The levels of a call that must know whole tiles; ``one_grid``: all levels must share it."""
+        levels = self._levels(features)
+        if window_index is not None:
+            raise ValueError(
+                f"{type(self).__name__}: window_index is given, and a token reads its whole tile, which an index of "
+                "windows does not tell; give the grid form, query (B, n_h, n_w, D_q) and features (B, H, W, D_l), "
+                "with what you like in the cells that hold no token"
+            )
+        given = signatures(query, saliency, *levels)
+        _check_tiles(type(self).__name__, self.query_dim, given, one_grid or saliency is not None)
+        return levels
+
+
+@remember
+def _check_tiles(operator: str, query_dim: int, given: tuple[Any, ...], one_grid: bool) -> None:
+    query, saliency, *levels = given
+    arguments = Arguments(operator)
+    q = arguments.tensor("query", query)
+    arguments.rank("query", q, {4: "(B, n_h, n_w, D_q)"})
+    if q.shape[-1] != query_dim:
+        raise arguments.error(f"query has width {q.shape[-1]}, query_dim is {query_dim}; they must be equal")
+    first = arguments.tensor("features[0]", levels[0])
+    for i, value in enumerate(levels):
+        level = arguments.tensor(f"features[{i}]", value)
+        arguments.rank(f"features[{i}]", level, {4: "(B, H, W, D)"})
+        if level.shape[0] != q.shape[0]:
+            raise arguments.error(f"features[{i}] has batch {level.shape[0]}, query has {q.shape[0]}; make them equal")
+        if level.shape[1] * level.shape[2] == 0:
+            raise arguments.error(f"features[{i}] has grid {level.shape[1:3]}; a token needs a feature to attend to")
+        if one_grid and level.shape[1:3] != first.shape[1:3]:
+            raise arguments.error(
+                f"features[{i}] has grid {level.shape[1:3]}, features[0] has {first.shape[1:3]}; "
+                "all levels must share one grid"
+            )
+    arguments.auxiliary("saliency", saliency, q, [first.shape[:3]])
+
+
+class ProjectedCrossAttention(CrossAttention):
+    """Query, keys, values and output by one linear map each, the key's and value's over all levels together.
+
+    ``key_weight`` and ``value_weight`` are Parameters of the module itself: who multiplies them with what is the
+    subclass's affair.
+    """
+
+    key_bias: nn.Parameter | None
+    value_bias: nn.Parameter | None
+    norm_weight: nn.Parameter | None
+    norm_bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        query_dim: int,
+        feature_dims: int | Sequence[int],
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        out_dim: int | None = None,
+        bias: bool = False,
+        feature_norm: str = "none",
+        saliency_on: str = "value",
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            query_dim,
+            feature_dims,
+            num_heads,
+            head_dim=head_dim,
+            out_dim=out_dim,
+            feature_norm=feature_norm,
+            saliency_on=saliency_on,
+            backend=backend,
+        )
+        inner, channels = self.num_heads * self.head_dim, sum(self.feature_dims)
+        self.query_proj = nn.Linear(query_dim, inner, bias=bias, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(inner, self.out_dim, bias=bias, device=device, dtype=dtype)
+
+        def parameter(wanted: bool, *shape: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
+
+        self.key_weight = nn.Parameter(torch.empty(inner, channels, device=device, dtype=dtype))
+        self.value_weight = nn.Parameter(torch.empty(inner, channels, device=device, dtype=dtype))
+        self.register_parameter("key_bias", parameter(bias, inner))
+        self.register_parameter("value_bias", parameter(bias, inner))
+        self.register_parameter("norm_weight", parameter(feature_norm != "none", channels))
+        self.register_parameter("norm_bias", parameter(feature_norm != "none", channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform projections and zero biases, as ``nn.MultiheadAttention``; an identity LayerNorm."""
+        for weight in (self.query_proj.weight, self.key_weight, self.value_weight, self.out_proj.weight):
+            nn.init.xavier_uniform_(weight)
+        for bias in (self.query_proj.bias, self.key_bias, self.value_bias, self.out_proj.bias, self.norm_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+        if self.norm_weight is not None:
+            nn.init.ones_(self.norm_weight)
+
+    @property
+    def norm_groups(self) -> str:
+        """As the operators name what a LayerNorm goes over."""
+        return "level" if self.feature_norm == "level" else "all"
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.query_dim}, {self.feature_dims}, num_heads={self.num_heads}, head_dim={self.head_dim}, "
+            f"out_dim={self.out_dim}, bias={self.value_bias is not None}, feature_norm={self.feature_norm!r}, "
+            f"saliency_on={self.saliency_on!r}"
+        )

@@ -1,0 +1,55 @@
+"""Deformable attention around a backend's kernels: what is allocated and in which dtype, whatever the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+def forward(kernel: ModuleType, value: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    """(B, Q, h, d) in the values' dtype."""
+    out = value[0].new_empty(*weights.shape[:3], value[0].shape[-1])
+    kernel.forward(_unit_inner(value), _plain(locations), _plain(weights), out)
+    return out
+
+
+def backward(
+    kernel: ModuleType,
+    grad_out: Tensor,
+    value: Sequence[Tensor],
+    locations: Tensor,
+    weights: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of locations, weights and each level; empty where ``needs``, in that order, says no."""
+    needs_locations, needs_weights, *needs_value = needs
+    d_value = [
+        level.new_zeros(level.shape, dtype=torch.float32) if need else None
+        for level, need in zip(value, needs_value, strict=True)
+    ]
+    d_locations = locations.new_empty(locations.shape, dtype=torch.float32) if needs_locations else None
+    d_weights = weights.new_empty(weights.shape, dtype=torch.float32) if needs_weights else None
+    kernel.backward(
+        grad_out.contiguous(),
+        _unit_inner(value),
+        _plain(locations),
+        _plain(weights),
+        d_value,
+        d_locations,
+        d_weights,
+    )
+    return [
+        like.new_empty(0) if gradient is None else gradient.to(like.dtype)
+        for gradient, like in zip((d_locations, d_weights, *d_value), (locations, weights, *value), strict=True)
+    ]
+
+
+def _unit_inner(value: Sequence[Tensor]) -> list[Tensor]:
+    return [level if level.stride(-1) == 1 else level.contiguous() for level in value]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32).contiguous()
