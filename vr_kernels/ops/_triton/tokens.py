@@ -8,6 +8,7 @@ one program: it is read once. Offsets are 64-bit.
 import triton
 import triton.language as tl
 
+
 @triton.jit
 def _ordered(b_x):
     """float32 -> int32 in the same order: NaN above all, and no difference between the zeros."""
