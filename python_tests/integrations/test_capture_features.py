@@ -265,3 +265,15 @@ def test_reentrant_checkpointing_of_a_trained_tower_is_refused_where_it_would_cu
         model.requires_grad_(False)
         model(images)
         assert captured.saliency is not None
+
+
+@families
+def test_states_keep_the_cls_row(family: str) -> None:
+    model, images = tower(family), pixels()
+    with torch.no_grad(), capture_features(model, (4, 2)) as captured:
+        expected = hidden_states(model, images)
+    assert all(torch.equal(state, expected[level]) for state, level in zip(captured.states, (4, 2), strict=True))
+    with torch.no_grad(), capture_features(model, (4, 2), joint=True) as captured:
+        model(images)
+    with pytest.raises(RuntimeError, match="captured side by side, without CLS rows"):
+        _ = captured.states

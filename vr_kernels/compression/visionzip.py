@@ -21,6 +21,7 @@ class ZippedTokens(NamedTuple):
     dominant: Tensor  # (B, dominant, less one for the CLS row) patches, ascending
     targets: Tensor  # (B, contextual) patches that the contextual tokens were made around, ascending
     assignment: Tensor  # (B, P): the row of tokens that a patch is, or is part of; -1: of none, where contextual is 0
+    scores: Tensor  # (B, P) by which the dominants were chosen
 
 
 def dominance(query: Tensor, key: Tensor, *, has_cls: bool) -> Tensor:
@@ -79,8 +80,8 @@ def zip_tokens(
         merge: "sum", the target plus the mean of what joined it, as the public code; "mean", as the paper.
 
     Returns:
-        ZippedTokens(tokens (B, dominant + contextual, D), dominant, targets, assignment). Tokens are differentiable in
-        hidden; which ones are chosen has no gradient.
+        ZippedTokens(tokens (B, dominant + contextual, D), dominant, targets, assignment, scores). Tokens are
+        differentiable in hidden; which ones are chosen has no gradient.
 
     Raises:
         ValueError: shapes or devices that do not fit; a budget of fewer rows than the CLS row, or of more than N.
@@ -111,7 +112,7 @@ def zip_tokens(
     tokens = torch.cat([gather_tokens(hidden, kept), merged.tokens], dim=1)  # (B, K, D)
     assignment = torch.where(merged.assignment < 0, -1, merged.assignment + dominant)  # (B, N)
     assignment = assignment.scatter(1, kept, torch.arange(dominant, device=kept.device).expand_as(kept))
-    return ZippedTokens(tokens, patches, merged.targets - first, assignment[:, first:])
+    return ZippedTokens(tokens, patches, merged.targets - first, assignment[:, first:], scores.detach())
 
 
 def check_budget(operator: str, dominant: int, contextual: int, *, has_cls: bool) -> None:

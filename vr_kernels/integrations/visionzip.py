@@ -66,7 +66,7 @@ class VisionZip(nn.Module):
         ``options`` go to the tower, such as ``interpolate_pos_encoding``.
 
         Returns:
-            ZippedTokens(tokens (B, K, D), dominant (B, ...), targets (B, contextual), assignment (B, P)), or
+            ZippedTokens(tokens (B, K, D), dominant (B, ...), targets (B, contextual), assignment and scores (B, P)), or
             (B, T, ...) each. Tokens are differentiable in what the tower makes.
         """
         if pixel_values.dim() == 5:

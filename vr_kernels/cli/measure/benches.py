@@ -8,7 +8,12 @@ from vr_kernels.cli.measure.bench import Bench
 from vr_kernels.cli.measure.deformable_attention import DeformableAttentionBench
 from vr_kernels.cli.measure.local_cross_attention import LocalCrossAttentionBench
 from vr_kernels.cli.measure.saliency import SaliencyBench
+from vr_kernels.cli.measure.visionzip import VisionZipBench
 
-BENCHES: dict[str, Bench[Any, Any]] = {
-    bench.name: bench for bench in (LocalCrossAttentionBench(), DeformableAttentionBench(), SaliencyBench())
-}
+_ALL: tuple[Bench[Any, Any], ...] = (
+    LocalCrossAttentionBench(),
+    DeformableAttentionBench(),
+    SaliencyBench(),
+    VisionZipBench(),
+)
+BENCHES = {bench.name: bench for bench in _ALL}
