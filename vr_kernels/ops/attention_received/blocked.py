@@ -161,7 +161,8 @@ def backward(
             block = _Heads.load(q[:, some_heads], k[:, kv_heads], scale)
             block_lse = None if lse is None else _by_head(lse[own][:, some_heads], block.query)
             block_grad = _by_head(g[some_heads].T, block.query)  # (kv heads, groups, n)
-            block_d_key = torch.zeros_like(block.key)
+            # (kv heads, d, n): BLAS sums the other way round less exactly where a head is narrow.
+            block_d_key = torch.zeros_like(block.key.mT, memory_format=torch.contiguous_format)
             for rows in row_blocks:
                 visible = rows.stop if causal else q.shape[0]
                 scores = block.scores(rows, visible)
@@ -177,11 +178,11 @@ def backward(
                     d_rows = d_rows.unflatten(1, (scores.shape[1], -1)).flatten(0, 1)  # (heads, rows, d)
                     d_query[own][rows, some_heads] = d_rows.transpose(0, 1)
                 if needs_key:
-                    block_d_key[:, :visible].baddbmm_(d_scores.mT, block.rows(rows))
+                    block_d_key[..., :visible].baddbmm_(block.rows(rows).mT, d_scores)
                 if needs_lse:
                     d_lse[own][rows, some_heads] = -total.flatten(0, 1).T
             if needs_key:
-                d_key[own][:, kv_heads] = block_d_key.transpose(0, 1)
+                d_key[own][:, kv_heads] = block_d_key.permute(2, 0, 1)
     return [d_query, d_key, d_lse]
 
 
