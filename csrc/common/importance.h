@@ -29,9 +29,8 @@ struct AttentionImportance {
 struct ReceivedBlock {
   float* scores = nullptr;  // (heads, rows, columns)
   int64_t heads = 0, rows = 0, columns = 0, first_row = 0;
-  float* lse = nullptr;  // (heads, rows), heads lse_stride apart
+  const float* lse = nullptr;  // (heads, rows), heads lse_stride apart; null: the scores' own
   int64_t lse_stride = 0;
-  bool given_lse = false;
   int threads = 1;
 };
 

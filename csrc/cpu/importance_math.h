@@ -28,11 +28,11 @@ struct ImportanceMath {
   // sums += exp(row - shift)
   void (*add_exp)(const float* row, int64_t count, float shift, float* sums);
 
-  // row = exp(row - shift); returns sum_j row[j] grad[j].
-  double (*exp_and_dot)(float* row, int64_t count, float shift, const float* grad);
+  // sum_j row[j] grad[j]
+  double (*product_sum)(const float* row, const float* grad, int64_t count);
 
-  // row *= grad - mean
-  void (*multiply_by_difference)(float* row, int64_t count, const float* grad, float mean);
+  // row *= factor * (grad - mean)
+  void (*multiply_by_difference)(float* row, int64_t count, float factor, const float* grad, float mean);
 };
 
 extern const ImportanceMath kBaselineImportance;

@@ -149,18 +149,22 @@ float largest(const float* row, int64_t count) {
   return result;
 }
 
-double exp_and_sum(float* row, int64_t count, float shift) {
+inline double sum_lanes(Vector vector) {
+  float lanes[kLanes];
+  store_vector(lanes, vector);
   double total = 0.0;
+  for (float lane : lanes) total += lane;
+  return total;
+}
+
+double exp_and_sum(float* row, int64_t count, float shift) {
   Vector sums = {};
   for_each_register(count, [&](int64_t i, auto part) {
     const Vector e = exponential(part.load(row + i, -kInfinity) - shift);
     part.store(row + i, e);
     sums += e;
   });
-  float lanes[kLanes];
-  store_vector(lanes, sums);
-  for (float lane : lanes) total += lane;
-  return total;
+  return sum_lanes(sums);
 }
 
 void divide(float* row, int64_t count, float divisor) {
@@ -177,20 +181,12 @@ void add_exp(const float* row, int64_t count, float shift, float* sums) {
   });
 }
 
-double exp_and_dot(float* row, int64_t count, float shift, const float* grad) {
-  double total = 0.0;
+double product_sum(const float* row, const float* grad, int64_t count) {
   Vector sums = {};
-  for_each_register(count, [&](int64_t i, auto part) {
-    const Vector e = exponential(part.load(row + i, -kInfinity) - shift);
-    part.store(row + i, e);
-    sums += e * part.load(grad + i, 0.0f);
-  });
-  float lanes[kLanes];
-  store_vector(lanes, sums);
-  for (float lane : lanes) total += lane;
-  return total;
+  for_each_register(count, [&](int64_t i, auto part) { sums += part.load(row + i, 0.0f) * part.load(grad + i, 0.0f); });
+  return sum_lanes(sums);
 }
 
-void multiply_by_difference(float* row, int64_t count, const float* grad, float mean) {
-  for (int64_t i = 0; i < count; ++i) row[i] *= grad[i] - mean;
+void multiply_by_difference(float* row, int64_t count, float factor, const float* grad, float mean) {
+  for (int64_t i = 0; i < count; ++i) row[i] *= factor * (grad[i] - mean);
 }

@@ -1,6 +1,4 @@
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -29,7 +27,7 @@ float* scores_of(const ReceivedBlock& block, int64_t head, int64_t row) {
   return block.scores + (head * block.rows + row) * block.columns;
 }
 
-float& lse_of(const ReceivedBlock& block, int64_t head, int64_t row) {
+float lse_of(const ReceivedBlock& block, int64_t head, int64_t row) {
   return block.lse[head * block.lse_stride + row];
 }
 
@@ -44,12 +42,11 @@ void for_each_row(const ReceivedBlock& block, const Body& body) {
   });
 }
 
-// Makes the log-sum-exp of a row, whose scores become exp(score - largest), and the factor that makes these weights.
-void exponentiate_row(const ImportanceMath& math, float* row, int64_t count, float* lse, float* factor) {
+// Turns scores into exp(score - largest) and returns the factor that makes weights of these. Not exp(score - lse): large
+// scores leave no digits for the logarithm of their sum.
+float exponentiate(const ImportanceMath& math, float* row, int64_t count) {
   const float most = math.largest(row, count);
-  const double sum = math.exp_and_sum(row, count, most);
-  *factor = static_cast<float>(1.0 / sum);
-  *lse = std::isinf(most) ? most : most + static_cast<float>(std::log(sum));
+  return static_cast<float>(1.0 / math.exp_and_sum(row, count, most));
 }
 
 }  // namespace
@@ -57,11 +54,11 @@ void exponentiate_row(const ImportanceMath& math, float* row, int64_t count, flo
 void received_forward(const ReceivedBlock& block, float* received, int64_t stride) {
   validate(block);
   const ImportanceMath& math = importance_math();
-  std::vector<float> factors(block.given_lse ? 0 : block.heads * block.rows);
-  if (!block.given_lse) {
+  const bool given_lse = block.lse != nullptr;
+  std::vector<float> factors(given_lse ? 0 : block.heads * block.rows);
+  if (!given_lse) {
     for_each_row(block, [&](int64_t head, int64_t row) {
-      exponentiate_row(math, scores_of(block, head, row), visible(block, row), &lse_of(block, head, row),
-                       &factors[head * block.rows + row]);
+      factors[head * block.rows + row] = exponentiate(math, scores_of(block, head, row), visible(block, row));
     });
   }
   const int64_t chunks = (block.columns + kChunk - 1) / kChunk, tasks = block.heads * chunks;
@@ -76,7 +73,7 @@ void received_forward(const ReceivedBlock& block, float* received, int64_t strid
           const int64_t count = std::min(width, visible(block, row) - first);
           if (count <= 0) continue;
           const float* scores = scores_of(block, head, row) + first;
-          if (block.given_lse) {
+          if (given_lse) {
             math.add_exp(scores, count, lse_of(block, head, row), apart);
           } else {
             math.add_scaled(scores, count, factors[head * block.rows + row], apart);
@@ -91,12 +88,19 @@ void received_forward(const ReceivedBlock& block, float* received, int64_t strid
 void received_backward(const ReceivedBlock& block, const float* grad, int64_t stride, float* total) {
   validate(block);
   const ImportanceMath& math = importance_math();
+  const bool given_lse = block.lse != nullptr;
   for_each_row(block, [&](int64_t head, int64_t row) {
     float* scores = scores_of(block, head, row);
     const int64_t count = visible(block, row);
     const float* grads = grad + head * stride;
-    const float sum = static_cast<float>(math.exp_and_dot(scores, count, lse_of(block, head, row), grads));
-    math.multiply_by_difference(scores, count, grads, block.given_lse ? 0.0f : sum);
+    float factor = 1.0f;
+    if (given_lse) {
+      math.exp_and_sum(scores, count, lse_of(block, head, row));
+    } else {
+      factor = exponentiate(math, scores, count);
+    }
+    const float sum = static_cast<float>(factor * math.product_sum(scores, grads, count));
+    math.multiply_by_difference(scores, count, factor, grads, given_lse ? 0.0f : sum);
     std::fill(scores + count, scores + block.columns, 0.0f);
     total[head * block.rows + row] = sum;
   });

@@ -16,50 +16,47 @@ from torch import Tensor
 from vr_kernels.ops._sequences import check_cu_seqlens_values, spans
 from vr_kernels.ops._workspace import workspace
 
-# Scores of a block. On the CPU 2 MB of float32, which the caches still hold when the pass reads them.
-BLOCK_SCORES = {"cpu": 1 << 19, "cuda": 1 << 25}
+# Scores of a block. On the CPU 4 MB of float32: of 2^17 to 2^21 the fastest at 729 to 4,096 tokens.
+BLOCK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
 class ScorePass(Protocol):
     """What is done to the scores (kv heads, groups, rows, columns) of a block; float32 or float64, contiguous.
 
     With ``first_row`` row i sees columns up to first_row + i only: the scores hold no column that no row sees.
-    ``lse`` is (kv heads, groups, rows), ``columns`` and ``grad`` (kv heads, groups, columns) with unit inner stride.
+    ``lse`` is (kv heads, groups, rows), None for the scores' own; ``columns`` and ``grad`` are (kv heads, groups,
+    columns). All have unit inner stride and heads a constant stride apart.
     """
 
-    def forward(self, scores: Tensor, first_row: int | None, lse: Tensor, given_lse: bool, columns: Tensor) -> None:
-        """columns += the sum over the rows of exp(scores - lse); makes lse where it is not given. Spoils the scores."""
+    def forward(self, scores: Tensor, first_row: int | None, lse: Tensor | None, columns: Tensor) -> None:
+        """columns += the sum over the rows of p = exp(scores - lse). Spoils the scores."""
 
-    def backward(self, scores: Tensor, first_row: int | None, lse: Tensor, given_lse: bool, grad: Tensor) -> Tensor:
+    def backward(self, scores: Tensor, first_row: int | None, lse: Tensor | None, grad: Tensor) -> Tensor:
         """Turns the scores into their gradient p (grad - t), or p grad where lse is given; returns t = sum p grad."""
 
 
 class TorchPass:
     """``ScorePass`` in plain PyTorch."""
 
-    def forward(self, scores: Tensor, first_row: int | None, lse: Tensor, given_lse: bool, columns: Tensor) -> None:
-        _hide(scores, first_row)
-        if not given_lse:
-            lse.copy_(scores.logsumexp(-1))
-        columns += scores.sub_(lse.unsqueeze(-1)).exp_().sum(-2)
+    def forward(self, scores: Tensor, first_row: int | None, lse: Tensor | None, columns: Tensor) -> None:
+        columns += _weights(scores, first_row, lse).sum(-2)
 
-    def backward(self, scores: Tensor, first_row: int | None, lse: Tensor, given_lse: bool, grad: Tensor) -> Tensor:
-        _hide(scores, first_row)
-        weights = scores.sub_(lse.unsqueeze(-1)).exp_()
-        grad = grad.unsqueeze(-2)
+    def backward(self, scores: Tensor, first_row: int | None, lse: Tensor | None, grad: Tensor) -> Tensor:
+        weights, grad = _weights(scores, first_row, lse), grad.unsqueeze(-2)
         total = (weights * grad).sum(-1)
-        weights *= grad if given_lse else grad - total.unsqueeze(-1)
+        torch.mul(weights, grad - total.unsqueeze(-1) if lse is None else grad, out=scores)
         return total
 
 
-_TORCH_PASS = TorchPass()
-
-
-def _hide(scores: Tensor, first_row: int | None) -> None:
+def _weights(scores: Tensor, first_row: int | None, lse: Tensor | None) -> Tensor:
     if first_row is not None:
         rows, columns = scores.shape[-2:]
         hidden = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).triu_(first_row + 1)
         scores.masked_fill_(hidden, -torch.inf)
+    return scores.softmax(-1) if lse is None else scores.sub_(lse.unsqueeze(-1)).exp_()
+
+
+_TORCH_PASS = TorchPass()
 
 
 @dataclass(frozen=True)
@@ -119,32 +116,27 @@ def forward(
     causal: bool,
     scale: float,
     score_pass: ScorePass = _TORCH_PASS,
-) -> tuple[Tensor, Tensor]:
-    """The columns' sums (B, h, N) or (h, T), and the log-sum-exp where it is made, (B, N, h) or (T, h)."""
+) -> Tensor:
+    """The sum over the rows of every head's weights, (B, h, N) or (h, T)."""
     *batch, tokens, heads, _ = query.shape
     check_cu_seqlens_values("attention_received", cu_seqlens, tokens)
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    columns = query.new_zeros(*batch, heads, tokens, dtype=dtype)
-    made = query.new_zeros(query.shape[:-1] if lse is None else 0, dtype=dtype)
+    columns = query.new_zeros(*batch, heads, tokens, dtype=torch.promote_types(query.dtype, torch.float32))
     for own, own_columns in _sequences(query, cu_seqlens):
         q, k, sums = query[own], key[own], columns[own_columns]  # (n, h, d), (n, h_kv, d), (h, n)
         for kv_heads, some_heads, row_blocks in _blocks(q, k):
             block = _Heads.load(q[:, some_heads], k[:, kv_heads], scale)
+            block_lse = None if lse is None else _by_head(lse[own][:, some_heads], block.query)
             received = columns.new_zeros(block.query.shape[:-1])  # (kv heads, groups, n)
-            block_lse = torch.empty_like(received) if lse is None else _by_head(lse[own][:, some_heads], received)
             for rows in row_blocks:
                 visible = rows.stop if causal else q.shape[0]
                 score_pass.forward(
                     block.scores(rows, visible),
                     rows.start if causal else None,
-                    block_lse[..., rows],
-                    lse is not None,
+                    None if block_lse is None else block_lse[..., rows],
                     received[..., :visible],
                 )
             sums[some_heads] = received.flatten(0, 1)
-            if lse is None:
-                made[own][:, some_heads] = block_lse.flatten(0, 1).T
-    return columns, made
+    return columns
 
 
 def backward(
@@ -152,8 +144,7 @@ def backward(
     query: Tensor,
     key: Tensor,
     cu_seqlens: Tensor | None,
-    lse: Tensor,
-    given_lse: bool,
+    lse: Tensor | None,
     causal: bool,
     scale: float,
     needs: Sequence[bool],
@@ -163,22 +154,22 @@ def backward(
     needs_query, needs_key, needs_lse = needs
     d_query = query.new_zeros(query.shape if needs_query else 0)
     d_key = key.new_zeros(key.shape if needs_key else 0)
-    d_lse = lse.new_zeros(lse.shape if needs_lse else 0)
+    d_lse = query.new_zeros(0) if lse is None else lse.new_zeros(lse.shape if needs_lse else 0)
     for own, own_columns in _sequences(query, cu_seqlens):
         q, k, g = query[own], key[own], grad[own_columns]
         for kv_heads, some_heads, row_blocks in _blocks(q, k):
             block = _Heads.load(q[:, some_heads], k[:, kv_heads], scale)
-            block_lse = _by_head(lse[own][:, some_heads], block.query)  # (kv heads, groups, n)
-            block_grad = _by_head(g[some_heads].T, block.query)
-            block_d_key = torch.zeros_like(block.key)
+            block_lse = None if lse is None else _by_head(lse[own][:, some_heads], block.query)
+            block_grad = _by_head(g[some_heads].T, block.query)  # (kv heads, groups, n)
+            # (kv heads, d, n): BLAS sums the other way round less exactly where a head is narrow.
+            block_d_key = torch.zeros_like(block.key.mT, memory_format=torch.contiguous_format)
             for rows in row_blocks:
                 visible = rows.stop if causal else q.shape[0]
                 scores = block.scores(rows, visible)
                 total = score_pass.backward(
                     scores,
                     rows.start if causal else None,
-                    block_lse[..., rows],
-                    given_lse,
+                    None if block_lse is None else block_lse[..., rows],
                     block_grad[..., :visible],
                 )
                 d_scores = scores.flatten(1, 2)  # (kv heads, groups * rows, columns)
@@ -187,11 +178,11 @@ def backward(
                     d_rows = d_rows.unflatten(1, (scores.shape[1], -1)).flatten(0, 1)  # (heads, rows, d)
                     d_query[own][rows, some_heads] = d_rows.transpose(0, 1)
                 if needs_key:
-                    block_d_key[:, :visible].baddbmm_(d_scores.mT, block.rows(rows))
+                    block_d_key[..., :visible].baddbmm_(block.rows(rows).mT, d_scores)
                 if needs_lse:
                     d_lse[own][rows, some_heads] = -total.flatten(0, 1).T
             if needs_key:
-                d_key[own][:, kv_heads] = block_d_key.transpose(0, 1)
+                d_key[own][:, kv_heads] = block_d_key.permute(2, 0, 1)
     return [d_query, d_key, d_lse]
 
 

@@ -17,21 +17,19 @@ from vr_kernels.ops._registration import (
 )
 from vr_kernels.ops.attention_received import blocked, native
 
-# Returns the sum over the rows of every head's weights, (B, h, N) or packed (h, T), and the log-sum-exp that it made,
-# (B, N, h) or (T, h), empty where lse is given; both float32 (float64 for float64).
+# Returns the sum over the rows of every head's weights, (B, h, N) or packed (h, T), float32 (float64 for float64).
 SCHEMA = """attention_received(Tensor query, Tensor key, Tensor? cu_seqlens, Tensor? lse, bool causal, float scale,
- str backend) -> (Tensor, Tensor)"""
+ str backend) -> Tensor"""
 
-# needs: query, key, lse. constant_lse: lse was given, and the weights' sum over a row is not held at one. Gradients
-# come in the order of needs; empty: not needed.
-BACKWARD_SCHEMA = """attention_received_backward(Tensor grad, Tensor query, Tensor key, Tensor? cu_seqlens, Tensor lse,
- bool given_lse, bool causal, float scale, bool[] needs, str backend) -> Tensor[]"""
+# needs: query, key, lse. Gradients come in that order; empty: not needed.
+BACKWARD_SCHEMA = """attention_received_backward(Tensor grad, Tensor query, Tensor key, Tensor? cu_seqlens, Tensor? lse,
+ bool causal, float scale, bool[] needs, str backend) -> Tensor[]"""
 
 
 class Passes(NamedTuple):
     """A backend's two functions; their arguments are those of the schemas."""
 
-    forward: Callable[..., tuple[Tensor, Tensor]]
+    forward: Callable[..., Tensor]
     backward: Callable[..., list[Tensor]]
 
 
@@ -41,7 +39,7 @@ BACKENDS = {
 }
 
 
-def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+def forward(*arguments: Any) -> Tensor:
     *inputs, backend = arguments
     return BACKENDS[backend].forward(*inputs)
 
@@ -59,11 +57,9 @@ def _fake(
     causal: bool,
     scale: float,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     *batch, tokens, heads, _ = query.shape
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    made = query.shape[:-1] if lse is None else [0]
-    return query.new_empty(*batch, heads, tokens, dtype=dtype), query.new_empty(made, dtype=dtype)
+    return query.new_empty(*batch, heads, tokens, dtype=torch.promote_types(query.dtype, torch.float32))
 
 
 def _fake_backward(
@@ -71,29 +67,25 @@ def _fake_backward(
     query: Tensor,
     key: Tensor,
     cu_seqlens: Tensor | None,
-    lse: Tensor,
-    given_lse: bool,
+    lse: Tensor | None,
     causal: bool,
     scale: float,
     needs: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
-    inputs = zip((query, key, lse), needs, strict=True)
+    inputs = zip((query, key, query if lse is None else lse), needs, strict=True)
     return [tensor.new_empty(tensor.shape if need else 0) for tensor, need in inputs]
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     query, key, cu_seqlens, lse, ctx.causal, ctx.scale, ctx.backend = inputs
-    ctx.given_lse = lse is not None
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(query, key, cu_seqlens, lse if ctx.given_lse else output[1])
+    ctx.save_for_backward(query, key, cu_seqlens, lse)
 
 
-def _autograd(ctx: Any, grad: Any, _: Any) -> Any:
+def _autograd(ctx: Any, grad: Any) -> Any:
     wants_query, wants_key, _, wants_lse, *_ = ctx.needs_input_grad
     needs = [wants_query, wants_key, wants_lse]
-    options = (ctx.given_lse, ctx.causal, ctx.scale, needs, ctx.backend)
-    gradients = attention_received_backward(grad, *ctx.saved_tensors, *options)
+    gradients = attention_received_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale, needs, ctx.backend)
     d_query, d_key, d_lse = [g if need else None for g, need in zip(gradients, needs, strict=True)]
     return d_query, d_key, None, d_lse, None, None, None
 
@@ -103,9 +95,8 @@ class EagerAttentionReceived(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        output = forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
+        _setup_context(ctx, inputs, None)
+        return forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -127,12 +118,12 @@ def run(
     scale: float,
     backend: str,
 ) -> Tensor:
-    """One checked call, by the shortest way that what surrounds it allows; the columns alone."""
+    """One checked call, by the shortest way that what surrounds it allows."""
     tensors = (query, key, cu_seqlens, lse)
     refuse_other_modes("attention_received", tensors)
     arguments = (query, key, cu_seqlens, lse, causal, scale, backend)
     if intercepted(tensors):
-        return attention_received(*arguments)[0]  # type: ignore[no-any-return]
+        return attention_received(*arguments)  # type: ignore[no-any-return]
     if not recording(tensors):
-        return forward(*arguments)[0]
-    return EagerAttentionReceived.apply(*arguments)[0]  # type: ignore[no-any-return,no-untyped-call]
+        return forward(*arguments)
+    return EagerAttentionReceived.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
