@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from vr_kernels.cli.measure.bench import Bench
+from vr_kernels.cli.measure.bidirectional_attention import BidirectionalAttentionBench
 from vr_kernels.cli.measure.local_cross_attention import LocalCrossAttentionBench
 
-BENCHES: dict[str, Bench[Any, Any]] = {bench.name: bench for bench in (LocalCrossAttentionBench(),)}
+BENCHES: dict[str, Bench[Any, Any]] = {
+    bench.name: bench for bench in (LocalCrossAttentionBench(), BidirectionalAttentionBench())
+}
