@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vr_kernels.cli.measure.bench import Bench
+from vr_kernels.cli.measure.bidirectional_attention import BidirectionalAttentionBench
 from vr_kernels.cli.measure.deformable_attention import DeformableAttentionBench
 from vr_kernels.cli.measure.local_cross_attention import LocalCrossAttentionBench
 from vr_kernels.cli.measure.saliency import SaliencyBench
@@ -12,6 +13,7 @@ from vr_kernels.cli.measure.visionzip import VisionZipBench
 
 _ALL: tuple[Bench[Any, Any], ...] = (
     LocalCrossAttentionBench(),
+    BidirectionalAttentionBench(),
     DeformableAttentionBench(),
     SaliencyBench(),
     VisionZipBench(),
