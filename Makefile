@@ -29,8 +29,17 @@ test-plain: $(VENV)/.with-test
 	$(PYTEST) python_tests $(addprefix --ignore=python_tests/,gpu interpreter aot)
 
 test-interpreter: export TRITON_INTERPRET := 1
-test-interpreter test-aot test-gpu: test-%: $(VENV)/.with-test
+test-interpreter test-gpu: test-%: $(VENV)/.with-test
 	$(PYTEST) python_tests/$*
+
+# Two versions of Triton compile the kernels, the newest and the oldest of those that the package supports.
+OLDEST_TRITON := $(CURDIR)/build/triton-3.6.0
+test-aot: $(VENV)/.with-test $(OLDEST_TRITON)
+	$(PYTEST) python_tests/aot
+	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) python_tests/aot
+
+$(OLDEST_TRITON): | $(VENV)/.torch
+	$(BIN)/pip install --no-deps --target $@ $(subst -,==,$(notdir $@))
 
 # The tests of native code, on a second copy of the package whose native module checks every memory access. Its runtime
 # must be loaded before Python's own libraries. Leaks are not looked for: Python keeps memory until it ends.

@@ -5,7 +5,7 @@
 #
 # Without a STEP all run, in this order. Each takes less than ten minutes, so that any one fits a short lease:
 #   build                       the package in this checkout, without build isolation; where that fails, without _C
-#   test-triton, test-cuda      the gpu tests of one kind of kernel
+#   test-KERNELS                the gpu tests of triton, triton_fused, cuda or cuda_fused
 #   forward-H-B, backward-H-B   the crossover at H heads (8, 24, 48) and a batch of B (1, 8, 32)
 # Records and logs go to $OUT (bench/results); $PYTHON (python3) has torch. A step that fails does not stop the next.
 set -uo pipefail
@@ -15,7 +15,7 @@ cd "$(dirname "$SELF")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-bench/results}
 LIMIT=${LIMIT:-580} # seconds a step
-STEPS=(build test-triton test-cuda {forward,backward}-24-{8,32,1} {forward,backward}-{8,48}-{8,32,1})
+STEPS=(build test-{triton,triton_fused,cuda,cuda_fused} {forward,backward}-24-{8,32,1} {forward,backward}-{8,48}-{8,32,1})
 
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -28,9 +28,13 @@ build() {
   cli info
 }
 
-# Triton's and torch's versions here differ from those that the project pins: their warnings are not errors.
+# Triton's and torch's versions here differ from those that the project pins: their warnings are not errors. Most of the
+# time goes into Triton's compiler, which knows one core: several processes share it where pytest-xdist is installed.
 tests() {
-  "$PYTHON" -m pytest python_tests/gpu -k "$1" -o minversion=0 -o filterwarnings=default -p no:cacheprovider
+  local workers=()
+  "$PYTHON" -c "import xdist" 2>/dev/null && workers=(-n 8)
+  "$PYTHON" -m pytest python_tests/gpu -k "$1" "${workers[@]}" -o minversion=0 -o filterwarnings=default \
+    -p no:cacheprovider
 }
 
 cli() {
@@ -48,8 +52,9 @@ crossover() {
 run() {
   case $1 in
     build) build ;;
-    test-triton) tests triton ;;
-    test-cuda) tests "not triton" ;;
+    test-triton) tests "triton and not triton_fused" ;;
+    test-cuda) tests "not triton and not cuda_fused" ;;
+    test-*_fused) tests "${1#test-}" ;;
     forward-*-*) crossover --no-backward "$1" ;;
     backward-*-*) crossover --backward "$1" ;;
     *)

@@ -11,7 +11,7 @@ from vr_kernels.ops.deformable_attention import driver as deformable_driver
 from vr_kernels.ops.deformable_attention import triton as deformable_triton
 from vr_kernels.ops.local_attention import driver
 from vr_kernels.ops.local_attention import op as attention_op
-from vr_kernels.ops.local_cross_attention import blocked, blocked_backward
+from vr_kernels.ops.local_cross_attention import blocked_backward
 from vr_kernels.ops.local_cross_attention import op as cross_attention_op
 
 HEADS, HEAD_DIM, LEVELS, LEVEL_WIDTH, TILES, GRID = 24, 128, 3, 1024, 5, 24
@@ -21,9 +21,18 @@ WINDOWS = {16: (3, 3), 32: (5, 5), 64: (8, 8)}
 
 
 def cross_attention(
-    dtype: torch.dtype, window: tuple[int, int], *, indexed: bool = False, norm: str | None = None, extras: bool = True
+    dtype: torch.dtype,
+    window: tuple[int, int],
+    *,
+    indexed: bool = False,
+    norm: str | None = None,
+    extras: bool = True,
+    backend: str = "triton",
 ) -> None:
-    """``local_cross_attention`` in the blocks that Triton gets; ``extras``: bias, saliency, the weights' gradient."""
+    """``local_cross_attention`` as its backend calls Triton; ``extras``: bias, saliency, the weights' gradient.
+
+    The fused products are called for frozen features: those' gradient takes the blocks of "triton".
+    """
     empty = functools.partial(torch.empty, dtype=dtype, device="meta")
     windows = (TILES, GRID // window[0], GRID // window[1])
     grid = (TILES, windows[1] * window[0], windows[2] * window[1])
@@ -38,11 +47,10 @@ def cross_attention(
     others = (empty(HEADS, slots), empty(features[0].shape[:-1])) if extras else (None, None)
     tensors = (query, features, *weights, index, None, empty(width) if extras else None, *norms, *others)
     options = (HEADS, 1e-6, norm == "level", False, HEAD_DIM**-0.5)
-    engine = cross_attention_op.ENGINES["triton"]
-    out, attention = blocked.forward(engine, *tensors, *options)
-    needs = [True] * len(blocked_backward.NEEDS)
+    out, attention = cross_attention_op.forward(*tensors, *options, backend)
+    needs = [name != "features" or backend == "triton" for name in blocked_backward.NEEDS]
     given = (out, attention if extras else None)
-    blocked_backward.backward(engine, *given, *tensors, attention, *options, needs)
+    cross_attention_op.backward(*given, *tensors, attention, *options, needs, backend)
 
 
 def attention(dtype: torch.dtype, window: tuple[int, int], *, indexed: bool = False) -> None:

@@ -90,10 +90,10 @@ class StatisticsConfiguration(NamedTuple):
 # instruction. Two heads halve what is read of the features; at 64 channels their products with W, float32, stand beside
 # a slot's features in the registers of eight warps, where four heads spill. float32 has no matrix instruction here, and
 # its operands are in registers as well.
-SCORES = {2: ProductConfiguration(64, 2, 64, 64, 8, 2), 4: ProductConfiguration(32, 2, 32, 32, 8, 2)}
+SCORES = {2: ProductConfiguration(64, 2, 64, 64, 8, 2), 4: ProductConfiguration(32, 2, 16, 32, 8, 2)}
 # A head's whole width where it fits: what is pooled of the features is made once for each tile of it.
 PROJECT = {2: ProductConfiguration(64, 2, 128, 64, 8, 2), 4: ProductConfiguration(32, 2, 64, 32, 8, 2)}
-OUTER = {2: ProductConfiguration(64, 2, 128, 64, 8, 2), 4: ProductConfiguration(32, 2, 128, 32, 8, 2)}
+OUTER = {2: ProductConfiguration(64, 2, 128, 64, 8, 2), 4: ProductConfiguration(32, 2, 64, 32, 8, 2)}
 STATISTICS = StatisticsConfiguration(16, 128, 4)
 
 

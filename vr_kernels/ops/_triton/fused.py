@@ -62,7 +62,7 @@ class TritonFusedKernel:
         head_parts = max(1, min(groups, PROGRAMS // max(1, tiles * splits)))
         heads_each = -(-groups // head_parts) * configuration.block_h
         parts = splits * -(-heads // heads_each)
-        sums = _sums(out, splits, torch.float32)
+        sums = _sums(out, splits)
         x = unit_inner(x)
         if count > 0:
             with torch.cuda.device_of(x):
@@ -78,7 +78,7 @@ class TritonFusedKernel:
                     **_sizes(problem, heads, width),
                     **configuration.options(),
                 )
-        _finish(sums, out)
+        _add_up(sums, out)
 
     def project(self, problem: WindowProblem, a: Tensor, weight: Tensor, out: Tensor) -> None:
         from vr_kernels.ops._triton.products import window_project
@@ -87,7 +87,7 @@ class TritonFusedKernel:
         configuration = choose_product(PROJECT, out.dtype, width, arguments.widths(problem.keys))
         tiles, parts = -(-count // configuration.block_n), _parts(configuration, heads, width)
         blocks_each, splits = _splits(problem, configuration, tiles * parts, out)
-        sums = _sums(out, splits, torch.float32)
+        sums = _sums(out, splits)
         if count > 0:
             with torch.cuda.device_of(a):
                 window_project[(tiles * parts * splits,)](
@@ -101,7 +101,7 @@ class TritonFusedKernel:
                     **_sizes(problem, heads, width),
                     **configuration.options(),
                 )
-        _finish(sums, out)
+        _add_up(sums, out)
 
     def outer(self, problem: WindowProblem, x: Tensor, a: Tensor, out: Tensor) -> None:
         from vr_kernels.ops._triton.products import window_outer
@@ -168,11 +168,11 @@ def _splits(problem: WindowProblem, configuration: ProductConfiguration, program
     return each, -(-blocks // each)
 
 
-def _sums(out: Tensor, splits: int, dtype: torch.dtype) -> Tensor:
-    """Where the splits of ``out`` are written, (splits, *out)."""
-    return out.unsqueeze(0) if splits == 1 else out.new_empty(splits, *out.shape, dtype=dtype)
+def _sums(out: Tensor, splits: int) -> Tensor:
+    """Where the splits of ``out`` are written, (splits, *out); ``out`` itself where there is one."""
+    return out.unsqueeze(0) if splits == 1 else out.new_empty(splits, *out.shape, dtype=torch.float32)
 
 
-def _finish(sums: Tensor, out: Tensor) -> None:
+def _add_up(sums: Tensor, out: Tensor) -> None:
     if sums.shape[0] > 1:
         out.copy_(sums.sum(0))

@@ -205,7 +205,7 @@ def window_scores(
                 for j in tl.static_range(BLOCK_H):
                     b_product = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)  # of x W
                     for d in range(0, HEAD_DIM, BLOCK_D):
-                        i_width = d + tl.arange(0, BLOCK_D)
+                        i_width = d + tl.arange(0, BLOCK_D).to(tl.int64)
                         b_x = _head_rows(x, windows, i_head + j, i_width, HEADS, HEAD_DIM)
                         b_weight = _projection(
                             weight, i_head + j, i_width, channels + i_channel, m_channel, HEADS, HEAD_DIM

@@ -112,7 +112,8 @@ class FusedGradients(blocked_backward.Gradients):
         call, kernel, bare = self.call, self.engine.kernel, self.call.problem
         kernel.scores(self.scaled, self.d_out, call.value_weight, self.d_scores)
         self._through_softmax()
-        d_products = self.d_scores * bare.scale
+        kept = self.d_rows is not None or bare.attention_bias is not None  # it is asked for once more
+        d_products = self.d_scores * bare.scale if kept else self.d_scores.mul_(bare.scale)
         if self.d_query is not None:
             kernel.project(self.scaled, d_products, call.key_weight, self.d_query)
         if self.d_key_weight is not None:
@@ -135,10 +136,10 @@ class FusedGradients(blocked_backward.Gradients):
             d *= _importance(problem, problem.saliency)
         if self.d_attention is not None:
             d += self.d_attention
-        d -= (attention * d).sum(-1, keepdim=True)
         d *= attention
+        d.addcmul_(attention, d.sum(-1, keepdim=True), value=-1)
         # The weights sum to one but for rounding, so this sum is zero but for what would multiply the mean feature.
-        d -= attention * d.sum(-1, keepdim=True)
+        d.addcmul_(attention, d.sum(-1, keepdim=True), value=-1)
 
     def _through_gamma(self, d_weight: Tensor, weight: Tensor) -> None:
         """From the gradient of W~ to that of W, in place, and of gamma; head by head, for the memory of it."""

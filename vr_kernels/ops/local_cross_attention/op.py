@@ -39,7 +39,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return blocked.forward(ENGINES[backend], *inputs)
 
 
-def _backward(*arguments: Any) -> list[Tensor]:
+def backward(*arguments: Any) -> list[Tensor]:
     *inputs, backend = arguments
     if backend in FUSED:
         return fused.backward(FUSED[backend], *inputs)
@@ -114,7 +114,7 @@ class EagerLocalCrossAttention(torch.autograd.Function):
 
 
 local_cross_attention_backward = define_operator(
-    BACKWARD_SCHEMA, _backward, _fake_backward, backward=refuse_double_backward("local_cross_attention")
+    BACKWARD_SCHEMA, backward, _fake_backward, backward=refuse_double_backward("local_cross_attention")
 )
 local_cross_attention = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
 
