@@ -14,7 +14,10 @@ from python_tests._operators import WINDOWED, Subject
 from vr_kernels.ops._dispatch import operators
 
 # The kernels written for GPUs: no call chooses one by itself before it is measured.
-KERNELS = {"local_attention": ["triton", "cuda"], "local_cross_attention": ["triton", "triton_fused", "cuda"]}
+KERNELS = {
+    "local_attention": ["triton", "cuda"],
+    "local_cross_attention": ["triton", "triton_fused", "cuda", "cuda_fused"],
+}
 
 # (operator, backend), for what holds of both operators and of every kernel.
 RUNS = [pytest.param(s, backend, id=f"{s.name}-{backend}") for s in WINDOWED for backend in KERNELS[s.name]]

@@ -79,19 +79,32 @@ def sdpa_backend(case: WindowCase) -> str:
     return SDPBackend(choice).name.lower()
 
 
-BASELINES = ("naive", "compiled", "absorbed", "unabsorbed", "triton", "triton_fused", "cuda", "cudnn", "flex")
+BASELINES = (
+    "naive",
+    "compiled",
+    "absorbed",
+    "unabsorbed",
+    "triton",
+    "triton_fused",
+    "cuda",
+    "cuda_fused",
+    "cudnn",
+    "flex",
+)
 OURS = {
     "ours": "what vr_kernels chooses",
     "absorbed": "the absorbed formula in stock PyTorch",
     "unabsorbed": "K and V projected once a feature, then local attention",
     "triton": "Triton kernels around torch's GEMMs",
     "triton_fused": "Triton kernels that multiply by the projections themselves",
-    "cuda": "CUDA C++ kernels",
+    "cuda": "CUDA C++ kernels around torch's GEMMs",
+    "cuda_fused": "CUDA C++ kernels that multiply by the projections themselves",
 }
 CUDA_ONLY = {
     "triton": "Triton kernels run on CUDA",
     "triton_fused": "Triton kernels run on CUDA",
     "cuda": "they run on CUDA",
+    "cuda_fused": "they run on CUDA",
     "cudnn": "cuDNN runs on CUDA",
     "flex": "compared on CUDA alone",
 }
