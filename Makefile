@@ -48,14 +48,17 @@ RUNTIME = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file
 test-sanitizer: $(VENV)/.with-test
 	VR_KERNELS_SANITIZE=1 VR_KERNELS_CUDA=0 \
 	    $(BIN)/pip install --no-build-isolation --no-deps --upgrade --target $(SANITIZED) .
-	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) $(PYTEST) python_tests/ops \
+	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) $(PYTEST) python_tests/ops python_tests/cuda \
 	    $(addprefix --ignore=python_tests/ops/test_,registration.py fake_cuda.py gradcheck.py dispatch.py)
+
+# The CPU's twin of a GPU, which runs the CUDA kernels' own source in the tests.
+TWIN := $(shell find python_tests/cuda/twin -type f)
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.inl %.cpp %.cu,$(NATIVE))
+	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.inl %.cpp %.cu,$(NATIVE) $(TWIN))
 
 # setuptools would pack what an earlier build left in build/lib, deleted modules included.
 wheel: $(VENV)/.torch

@@ -150,7 +150,7 @@ def test_backends_that_are_baselines_are_never_chosen() -> None:
     for subject in SUBJECTS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             chosen = vr_kernels.explain(subject.function, **subject.call(dtype=dtype)).chosen
-            assert chosen not in ("absorbed", "triton", "triton_fused", "cuda")
+            assert chosen not in ("absorbed", "triton", "triton_fused", "cuda", "cuda_fused")
 
 
 def test_checks_of_a_signature_seen_before_are_not_repeated() -> None:

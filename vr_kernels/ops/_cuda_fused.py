@@ -12,8 +12,9 @@ from vr_kernels.ops._native import address
 from vr_kernels.ops._window_kernel import WindowProblem, unit_inner
 from vr_kernels.ops._window_native import rows, struct
 
-# Partial sums of the scores: with more of them more blocks run at once, and each block has fewer channels.
-PARTIAL_BYTES = 16 << 20
+# Of partial sums of the scores, half of what a call may take: with more of them more blocks run at once, and each block
+# has fewer channels.
+PARTIAL_BYTES = 8 << 20
 CHUNK = 64  # channels that a block of the scores takes at least: csrc/cuda/local_cross_attention_scores.cu
 
 

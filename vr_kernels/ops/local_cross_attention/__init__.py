@@ -71,7 +71,7 @@ def local_cross_attention(
         scale: of the scores; None is 1/sqrt(d).
         return_attention: also return the attention weights, (..., h, K), before the saliency.
         backend: None chooses by measurement (see ``vr_kernels.explain``); "cpu", "triton", "triton_fused", "cuda",
-            "unabsorbed", "absorbed" or "reference" by name: it runs or it raises.
+            "cuda_fused", "unabsorbed", "absorbed" or "reference" by name: it runs or it raises.
 
     query, features and weights share one dtype; biases, norm and saliency have that one or float32.
 
