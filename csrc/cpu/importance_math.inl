@@ -41,7 +41,7 @@ inline Vector all(float value) { return Vector{} + value; }
 // To about one unit in the last place. Below 2^-125 it is zero.
 inline Vector exponential(Vector x) {
   constexpr float kLowest = -86.6f, kHighest = 88.7f;
-  constexpr float kRound = 12582912.0f;                            // 1.5 * 2^23: adding it leaves the nearest integer
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // of few bits: n * kLn2High is exact
   const Vector clamped = x < kLowest ? all(kLowest) : (x > kHighest ? all(kHighest) : x);
   const Vector rounded = clamped * 1.44269504f + kRound;

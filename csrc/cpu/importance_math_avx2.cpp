@@ -13,7 +13,7 @@ constexpr int kLanes = 8;
 }  // namespace
 
 const ImportanceMath kAvx2Importance = {dot_heads,  largest, exp_and_sum, divide,
-                                           add_scaled, add_exp, product_sum, multiply_by_difference};
+                                        add_scaled, add_exp, product_sum, multiply_by_difference};
 
 }  // namespace vr::cpu
 

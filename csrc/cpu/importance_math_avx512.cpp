@@ -13,7 +13,7 @@ constexpr int kLanes = 16;
 }  // namespace
 
 const ImportanceMath kAvx512Importance = {dot_heads,  largest, exp_and_sum, divide,
-                                           add_scaled, add_exp, product_sum, multiply_by_difference};
+                                          add_scaled, add_exp, product_sum, multiply_by_difference};
 
 }  // namespace vr::cpu
 

@@ -11,6 +11,6 @@ constexpr int kLanes = 4;
 }  // namespace
 
 const ImportanceMath kBaselineImportance = {dot_heads,  largest, exp_and_sum, divide,
-                                           add_scaled, add_exp, product_sum, multiply_by_difference};
+                                            add_scaled, add_exp, product_sum, multiply_by_difference};
 
 }  // namespace vr::cpu

@@ -19,17 +19,13 @@ void validate(const ReceivedBlock& block) {
   }
 }
 
-int64_t visible(const ReceivedBlock& block, int64_t row) {
-  return std::min(block.columns, block.first_row + row + 1);
-}
+int64_t visible(const ReceivedBlock& block, int64_t row) { return std::min(block.columns, block.first_row + row + 1); }
 
 float* scores_of(const ReceivedBlock& block, int64_t head, int64_t row) {
   return block.scores + (head * block.rows + row) * block.columns;
 }
 
-float lse_of(const ReceivedBlock& block, int64_t head, int64_t row) {
-  return block.lse[head * block.lse_stride + row];
-}
+float lse_of(const ReceivedBlock& block, int64_t head, int64_t row) { return block.lse[head * block.lse_stride + row]; }
 
 // Calls body(head, row); each row is one thread's.
 template <typename Body>
@@ -42,8 +38,8 @@ void for_each_row(const ReceivedBlock& block, const Body& body) {
   });
 }
 
-// Turns scores into exp(score - largest) and returns the factor that makes weights of these. Not exp(score - lse): large
-// scores leave no digits for the logarithm of their sum.
+// Turns scores into exp(score - largest) and returns the factor that makes weights of these. Not exp(score - lse):
+// large scores leave no digits for the logarithm of their sum.
 float exponentiate(const ImportanceMath& math, float* row, int64_t count) {
   const float most = math.largest(row, count);
   return static_cast<float>(1.0 / math.exp_and_sum(row, count, most));

@@ -1,5 +1,5 @@
-// Registers of kLanes floats. Part of every .inl that is compiled for several instruction sets: a file includes it inside
-// an unnamed namespace, after choosing kLanes.
+// Registers of kLanes floats. Part of every .inl that is compiled for several instruction sets: a file includes it
+// inside an unnamed namespace, after choosing kLanes.
 
 template <int kWidth>
 struct Lanes {
