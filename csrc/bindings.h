@@ -33,6 +33,7 @@ Enum from_code(int code, Enum last, const char* what) {
 void bind_local_attention(pybind11::module_& m);
 void bind_deformable_attention(pybind11::module_& m);
 void bind_tokens(pybind11::module_& m);
+void bind_patches(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);  // csrc/cuda, on the same struct LocalAttention
 
 }  // namespace vr

@@ -12,6 +12,7 @@ from vr_kernels.ops.local_cross_attention import local_cross_attention
 from vr_kernels.ops.saliency import cls_saliency
 from vr_kernels.ops.scatter_add_tokens import scatter_add_tokens
 from vr_kernels.ops.text_guide_token import text_guide_token
+from vr_kernels.ops.token_fusion import patch_linear
 
 __all__ = [
     "attention_density",
@@ -24,6 +25,7 @@ __all__ = [
     "gather_tokens",
     "local_attention",
     "local_cross_attention",
+    "patch_linear",
     "scatter_add_tokens",
     "text_guide_token",
     "window_index_from_grid",
