@@ -47,6 +47,8 @@ def test_public_names_are_those_documented() -> None:
     assert vr_kernels.__all__ == [
         "BidirectionalTokenAttention",
         "LocalCrossAttention",
+        "MultiBlockTokenFusion",
+        "SpatialTokenFusion",
         "TokenFeatureCrossAttention",
         "VisionRemember",
         "VisionRememberConfig",
@@ -63,6 +65,7 @@ def test_public_names_are_those_documented() -> None:
         "gather_tokens",
         "local_attention",
         "local_cross_attention",
+        "patch_linear",
         "scatter_add_tokens",
         "text_guide_token",
         "window_index_from_grid",

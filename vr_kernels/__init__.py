@@ -5,6 +5,8 @@ from vr_kernels.integrations import capture_features
 from vr_kernels.nn import (
     BidirectionalTokenAttention,
     LocalCrossAttention,
+    MultiBlockTokenFusion,
+    SpatialTokenFusion,
     TokenFeatureCrossAttention,
     VisionRemember,
     VisionRememberConfig,
@@ -30,6 +32,8 @@ from vr_kernels.ops import (
 __all__ = [
     "BidirectionalTokenAttention",
     "LocalCrossAttention",
+    "MultiBlockTokenFusion",
+    "SpatialTokenFusion",
     "TokenFeatureCrossAttention",
     "VisionRemember",
     "VisionRememberConfig",

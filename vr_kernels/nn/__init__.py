@@ -3,6 +3,13 @@
 from vr_kernels.nn.bidirectional_token_attention import BidirectionalTokenAttention
 from vr_kernels.nn.local_cross_attention import LocalCrossAttention
 from vr_kernels.nn.token_feature_cross_attention import TokenFeatureCrossAttention
+from vr_kernels.nn.token_fusion import (
+    MultiBlockTokenFusion,
+    SpatialTokenFusion,
+    TokenAvgPool,
+    TokenConcat,
+    fusion_levels,
+)
 from vr_kernels.nn.vision_remember import VisionRemember
 from vr_kernels.nn.vision_remember_config import VisionRememberConfig
 from vr_kernels.nn.vision_token_map import VisionTokenMap
@@ -10,8 +17,13 @@ from vr_kernels.nn.vision_token_map import VisionTokenMap
 __all__ = [
     "BidirectionalTokenAttention",
     "LocalCrossAttention",
+    "MultiBlockTokenFusion",
+    "SpatialTokenFusion",
+    "TokenAvgPool",
+    "TokenConcat",
     "TokenFeatureCrossAttention",
     "VisionRemember",
     "VisionRememberConfig",
     "VisionTokenMap",
+    "fusion_levels",
 ]

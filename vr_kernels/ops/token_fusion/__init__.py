@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vr_kernels.ops import _native
-from vr_kernels.ops._arguments import Arguments, remember, signatures
+from vr_kernels.ops._arguments import Arguments, equal, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, register
 from vr_kernels.ops._registration import cast_for_autocast, recording, wrapped
 from vr_kernels.ops._triton import support
@@ -33,9 +33,9 @@ def patch_linear(
 ) -> Tensor:
     """A k x k convolution of stride k over several levels (LLaVA-STF, Eq. 1 at k = 1 and Eq. 2), channels last.
 
-    The function is ``gelu(conv2d(cat(levels), weight, bias, stride=k))``. The levels are read where they lie, a block of
-    patches at a time, in place of their concatenation and its im2col matrix; and not even that where k is 1 and they lie
-    side by side in one buffer, as ``capture_features(..., joint=True)`` writes them.
+    The function is ``gelu(conv2d(cat(levels), weight, bias, stride=k))``. The levels are read where they lie, a block
+    of patches at a time, in place of their concatenation and its im2col matrix; and not even that where k is 1 and they
+    lie side by side in one buffer, as ``capture_features(..., joint=True)`` writes them.
 
     Args:
         features: one tensor or a sequence of L levels, (B, H, W, D_l), any strides (hidden states with the CLS row
@@ -98,12 +98,13 @@ def _check(given: tuple[Any, ...], subclass: str | None, kernel_size: int, activ
             raise arguments.error(f"features have {axis} {size}; it must be a positive multiple of {kernel_size}, k")
     channels = sum(level.shape[-1] for level in levels)
     got = arguments.companion("weight", weight, first)
-    columns = channels * kernel_size**2
-    convolution = (channels, kernel_size, kernel_size)
-    if len(got.shape) not in (2, 4) or got.shape[0] < 1 or got.shape[1:] not in ((columns,), convolution):
+    columns, convolution = channels * kernel_size**2, (channels, kernel_size, kernel_size)
+    arguments.rank("weight", got, {2: "(O, C*k*k)", 4: "(O, C, k, k)"})
+    fits = got.shape[1] == columns if len(got.shape) == 2 else equal(got.shape[1:], convolution)
+    if got.shape[0] < 1 or not fits:
         raise arguments.error(
-            f"weight has shape {got.shape}; it must be (O, C*k*k) with C*k*k = {columns}, or (O, C, k, k) with "
-            f"(C, k, k) = {convolution}, C the widths of the features together"
+            f"weight has shape {got.shape}; it must be (O, C*k*k) = (O, {columns}), or (O, C, k, k) = "
+            f"(O, {channels}, {kernel_size}, {kernel_size}): C is the width of the features together"
         )
     arguments.auxiliary("bias", bias, first, [(got.shape[0],)])
     arguments.choice("activation", activation, [None, "gelu"])

@@ -2,8 +2,8 @@
 
 Forward, a block is some patches with all their columns; one GEMM finishes its outputs. Backward, a block is some
 columns of all patches: ``dW[:, block] = G^T X[:, block]`` and ``dX[:, block] = G W[:, block]`` are whole sums, each one
-GEMM, so that nothing is accumulated, and rounded, between blocks. Where the features lie as a GEMM reads them (k = 1 and
-one level, or levels side by side in one buffer) there is no gather at all.
+GEMM, so that nothing is accumulated, and rounded, between blocks. Where the features lie as a GEMM reads them (k = 1
+and one level, or levels side by side in one buffer) there is no gather at all.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def backward(
     nothing = weight.new_empty(0)
     d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs_weight else nothing
     d_features = [level.new_empty(level.shape) if needs_features else nothing for level in features]
-    for level, channels, columns in _column_blocks(features, patches):
+    for level, channels, columns in _column_blocks(features, patches, weight.shape[0]):
         shape = (patches.count, columns.stop - columns.start)
         if needs_weight:
             part = features[level][..., channels]
@@ -133,13 +133,15 @@ def backward(
     return [d_weight, d_bias, *d_features]
 
 
-# A column block is an eighth of the matrix, and no narrower than a GEMM takes at full speed.
-COLUMN_PARTS, LEAST_COLUMNS = 8, 512
+# A column block is an eighth of the matrix, and no narrower than a GEMM takes at full speed; a matrix of an eighth of
+# the weight's size is not worth cutting.
+PARTS, LEAST_COLUMNS = 8, 1024
 
 
-def _column_blocks(features: Sequence[Tensor], patches: Patches) -> Iterator[Columns]:
+def _column_blocks(features: Sequence[Tensor], patches: Patches, out_channels: int) -> Iterator[Columns]:
     widths = [level.shape[-1] for level in features]
-    step = max(-(-sum(widths) // COLUMN_PARTS), LEAST_COLUMNS // patches.area, 1)  # channels
+    parts = PARTS if patches.count * PARTS > out_channels else 1
+    step = max(-(-sum(widths) // parts), LEAST_COLUMNS // patches.area, 1)  # channels
     first = 0
     for level, width in enumerate(widths):
         for start in range(0, width, step):

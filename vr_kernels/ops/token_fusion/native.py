@@ -30,7 +30,7 @@ class NativePatches:
         if onednn_takes(rows.dtype):
             # Bias and GELU inside the GEMM, on its float32 sums.
             name, algorithm = ("none", "") if activation is None else (activation, "none")
-            return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], algorithm)  # type: ignore[no-any-return]
+            return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], algorithm)
         out = F.linear(rows, weight, bias)
         return torch.ops.aten.gelu_(out) if activation == "gelu" else out  # type: ignore[no-any-return]
 
@@ -46,7 +46,7 @@ class NativePatches:
 
 def onednn_takes(dtype: torch.dtype) -> bool:
     """Whether torch's oneDNN has a GEMM of this dtype here, with an epilogue. In float32 MKL has one without."""
-    if not torch.backends.mkldnn.is_available() or not torch._C._get_mkldnn_enabled():  # type: ignore[attr-defined]
+    if not torch.backends.mkldnn.is_available() or not torch._C._get_mkldnn_enabled():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

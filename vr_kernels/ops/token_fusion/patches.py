@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def as_matrix(features: Tensor, patches: Patches) -> Tensor | None:
         return None
     sizes, strides = features.shape[:-1], features.stride()[:-1]
     axes = [(size, stride) for size, stride in zip(sizes, strides, strict=True) if size != 1]
-    for (_, outer), (size, inner) in zip(axes, axes[1:], strict=False):
+    for (_, outer), (size, inner) in pairwise(axes):
         if outer != size * inner:
             return None
     width = features.shape[-1]

@@ -91,4 +91,5 @@ class TritonPatches:
 def _places(level: Tensor, patches: Patches) -> Tensor:
     """(B, H, W, D) -> (B, n_h, n_w, D, k, k), a view."""
     k = patches.kernel
-    return level.unflatten(2, (-1, k)).unflatten(1, (-1, k)).permute(0, 1, 3, 5, 2, 4)
+    windows: Tensor = level.unflatten(2, (-1, k)).unflatten(1, (-1, k))  # (B, n_h, k, n_w, k, D)
+    return windows.permute(0, 1, 3, 5, 2, 4)
