@@ -11,6 +11,7 @@ from vr_kernels.ops.local_attention import driver
 from vr_kernels.ops.local_attention import op as attention_op
 from vr_kernels.ops.local_cross_attention import blocked, blocked_backward
 from vr_kernels.ops.local_cross_attention import op as cross_attention_op
+from vr_kernels.ops.token_fusion import op as patch_linear_op
 
 HEADS, HEAD_DIM, LEVELS, LEVEL_WIDTH, TILES, GRID = 24, 128, 3, 1024, 5, 24
 
@@ -58,6 +59,17 @@ def attention(dtype: torch.dtype, window: tuple[int, int], *, indexed: bool = Fa
     kernel, scale = attention_op.KERNELS["triton"], width**-0.5
     out, weights, lse = driver.forward(kernel, *inputs, scale)
     driver.backward(kernel, out, weights, lse, *inputs, weights, scale, [True] * 5)
+
+
+def patch_linear(dtype: torch.dtype, kernel: int) -> None:
+    """MBTF's first layer on eight levels at k = 1, STF's on one at k > 1."""
+    empty = functools.partial(torch.empty, dtype=dtype, device="meta")
+    grid, width = (TILES, GRID, GRID), 4096
+    levels = [_hidden_state(grid, dtype) for _ in range(8)] if kernel == 1 else [empty(*grid, LEVEL_WIDTH)]
+    columns = len(levels) * LEVEL_WIDTH * kernel**2
+    inputs = (levels, empty(width, columns), empty(width), kernel)
+    out = patch_linear_op.forward(*inputs, "gelu", "triton")
+    assert out.shape == (TILES, GRID // kernel, GRID // kernel, width)
 
 
 def _hidden_state(grid: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

@@ -81,3 +81,13 @@ def test_float32_is_never_rounded_to_tf32(architecture: int) -> None:
         assert kernel.count("tf32") == 0, kernel.name
         assert kernel.count(TENSOR_CORE) == 0, kernel.name
         assert kernel.count(r"fma\.rn\.f32") > 0, kernel.name
+
+
+@pytest.mark.parametrize("kernel", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_patch_linear_fits_and_multiplies_where_it_should(architecture: int, dtype: torch.dtype, kernel: int) -> None:
+    kernels = compile_launches(architecture, functools.partial(_calls.patch_linear, dtype, kernel))
+    assert_fits(kernels, {"patch_linear_forward"})
+    assert kernels[0].count("tf32") == 0
+    assert (kernels[0].count(TENSOR_CORE) > 0) == (dtype == torch.bfloat16)

@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 
 
 # By the bytes of an element: what fits the smallest shared memory with its pipeline, never timed.
-TILES = {2: Tile(64, 128, 64, 4, 3), 4: Tile(64, 64, 32, 4, 2)}
+TILES = {2: Tile(64, 128, 64, 8, 3), 4: Tile(64, 64, 32, 4, 2)}
 
 
 class TritonPatches:
