@@ -27,12 +27,16 @@ class NativePatches:
         return blocked.forward(self, features, weight, bias, kernel_size, activation)
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+        out: Tensor
         if onednn_takes(rows.dtype):
             # Bias and GELU inside the GEMM, on its float32 sums.
             name, algorithm = ("none", "") if activation is None else (activation, "none")
-            return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], algorithm)
-        out = F.linear(rows, weight, bias)
-        return torch.ops.aten.gelu_(out) if activation == "gelu" else out  # type: ignore[no-any-return]
+            out = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], algorithm)
+        else:
+            out = F.linear(rows, weight, bias)
+            if activation == "gelu":
+                torch.ops.aten.gelu_(out)
+        return out
 
     def gather(self, levels: Sequence[Tensor], patches: Patches, first: int, rows: Tensor) -> None:
         _move(module().gather_patches, levels, patches, first, rows)
