@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from python_tests._cases import Call, randn
@@ -62,3 +63,14 @@ def patch_linear(
                 rows.append(weight @ patch if bias is None else weight @ patch + bias)
     out = torch.stack(rows).view(batch, height // k, width // k, -1)
     return out if activation is None else 0.5 * out * (1 + torch.erf(out / math.sqrt(2)))
+
+
+def convolution(
+    features: Any, weight: Tensor, bias: Tensor | None = None, *, kernel_size: int = 1, activation: str | None = None
+) -> Tensor:
+    """The stock form: Conv2d on a concatenation."""
+    joined = features if isinstance(features, Tensor) else torch.cat(features, -1)
+    kernel = weight.unflatten(1, (-1, kernel_size, kernel_size))
+    bias = None if bias is None else bias.to(weight.dtype)
+    out = F.conv2d(joined.permute(0, 3, 1, 2), kernel, bias, stride=kernel_size).permute(0, 2, 3, 1)
+    return out if activation is None else F.gelu(out)

@@ -78,7 +78,10 @@ def levels_of(dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
 def test_mbtf_is_two_convolutions_of_the_concatenation(variant: str, dtype: torch.dtype) -> None:
     ours, stock = mbtf_pair(variant, dtype)
     exact = copy.deepcopy(stock).double()
-    draw = lambda seed: dict(zip("abc", levels_of(dtype, seed), strict=True))  # noqa: E731
+
+    def draw(seed: int) -> dict[str, Tensor]:
+        return dict(zip("abc", levels_of(dtype, seed), strict=True))
+
     assert_obeys_the_error_rule(
         lambda a, b, c: ours([a, b, c]), lambda **x: stock(*x.values()), lambda **x: exact(*x.values()), draw
     )

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vr_kernels
-from python_tests._cases import DTYPES, Call, floating_tensors, map_tensors
+from python_tests._cases import DTYPES, floating_tensors, map_tensors
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
 from python_tests._operators import PATCH_LINEAR
-from python_tests._patch_cases import patch_call
+from python_tests._patch_cases import convolution, patch_call
 from vr_kernels.ops.token_fusion import blocked, native, op
-from vr_kernels.ops.token_fusion.patches import Patches, as_matrix, side_by_side
 
 EVERYTHING = PATCH_LINEAR.mixes["everything"]
-
-
-def convolution(
-    features: Any, weight: Tensor, bias: Tensor | None = None, *, kernel_size: int = 1, activation: str | None = None
-) -> Tensor:
-    """The stock form: Conv2d on a concatenation."""
-    joined = features if isinstance(features, Tensor) else torch.cat(features, -1)
-    kernel = weight.unflatten(1, (-1, kernel_size, kernel_size))
-    bias = None if bias is None else bias.to(weight.dtype)
-    out = F.conv2d(joined.permute(0, 3, 1, 2), kernel, bias, stride=kernel_size).permute(0, 2, 3, 1)
-    return out if activation is None else F.gelu(out)
 
 
 def assert_obeys(backend: str, draws: int = 3, **spec: Any) -> None:
@@ -83,69 +68,6 @@ def test_blocks_of_a_few_patches_and_columns(kernel: int, dtype: torch.dtype, mo
     assert_obeys("cpu", dtype=dtype, kernel=kernel, patches=(3, 5), widths=(6, 4, 9), bias=True, activation="gelu")
     assert {first for first, *_ in gathers} > {0, 5}
     assert len({columns for *_, columns in gathers}) > 1 or kernel == 1
-
-
-# How the features of a grid may lie in memory.
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "without its CLS row": lambda x: torch.cat(
-        [x.new_full((x.shape[0], 1, x.shape[3]), torch.nan), x.flatten(1, 2)], 1
-    )[:, 1:].unflatten(1, x.shape[1:3]),
-    "channels first": lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
-    "columns first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "every second channel": lambda x: x.repeat_interleave(2, -1)[..., ::2],
-    "one image for all": lambda x: x[:1].expand(x.shape),
-}
-
-
-@pytest.mark.parametrize("kernel", [1, 2, 3])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_features_are_read_where_they_lie(layout: Callable[[Tensor], Tensor], kernel: int) -> None:
-    call = patch_call(kernel=kernel, widths=(6, 4, 9), bias=True, activation="gelu")
-    laid = call | {"features": [layout(level) for level in call["features"]]}
-    same = call | {"features": [level.contiguous() for level in laid["features"]]}
-    for requires_grad in (False, True):
-        trained = [level.detach().requires_grad_(requires_grad) for level in laid["features"]]
-        out = vr_kernels.patch_linear(**(laid | {"features": trained}), backend="cpu")
-        torch.testing.assert_close(out.detach(), vr_kernels.patch_linear(**same, backend="cpu"))
-        if requires_grad:
-            expected = [level.detach().requires_grad_() for level in same["features"]]
-            stock = convolution(**(same | {"features": expected}))
-            results = torch.autograd.grad(out.square().sum(), trained)
-            for d, d_stock in zip(results, torch.autograd.grad(stock.square().sum(), expected), strict=True):
-                torch.testing.assert_close(d, d_stock, rtol=1e-4, atol=1e-4)
-
-
-def test_levels_side_by_side_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = patch_call(kernel=1, widths=(6, 4, 9), bias=True)
-    expected = vr_kernels.patch_linear(**call)
-    joint = torch.cat(call["features"], -1)
-    monkeypatch.setattr(native, "_move", lambda *arguments: pytest.fail("gathered"))
-    beside = call | {"features": list(joint.split((6, 4, 9), -1))}
-    assert torch.equal(vr_kernels.patch_linear(**beside), expected)
-
-
-def test_only_neighbours_in_one_buffer_count_as_side_by_side() -> None:
-    joint = torch.arange(2 * 3 * 4 * 12.0).view(2, 3, 4, 12)
-    a, b, c = joint.split((5, 3, 4), -1)
-    found = side_by_side([a, b, c])
-    assert found is not None
-    assert torch.equal(found, joint)
-    found = side_by_side([b, c])
-    assert found is not None
-    assert torch.equal(found, joint[..., 5:])
-    for others in ([b, a], [a, c], [a, a], [a, b.clone()], [a[:1], joint[1:, ..., 5:8]], [a, b.transpose(1, 2)]):
-        assert side_by_side(others) is None
-
-
-def test_features_are_a_matrix_where_their_rows_are_at_one_distance() -> None:
-    x = torch.arange(2 * 7 * 6.0).view(2, 7, 6)
-    grid = x[:, 1:].unflatten(1, (2, 3))  # two images, a row of each cut off
-    assert as_matrix(grid, Patches(2, 2, 3, 1)) is None
-    one = as_matrix(grid[1:, ..., 2:5], Patches(1, 2, 3, 1))
-    assert one is not None
-    assert torch.equal(one, x[1, 1:, 2:5])
-    assert as_matrix(x[:1, :6].unflatten(1, (2, 3)), Patches(1, 1, 1, 2)) is None
-    assert as_matrix(x[:1, :1].unflatten(1, (1, 1)).expand(1, 2, 3, 6), Patches(1, 2, 3, 1)) is None
 
 
 @pytest.mark.parametrize("kernel", [1, 2])
@@ -261,59 +183,6 @@ def test_gradients_on_cuda_are_like_their_inputs() -> None:
         gradients = op.patch_linear_backward(out, *inputs, [True, True, True], "triton")
     expected = [fake["weight"], fake["bias"], *fake["features"]]
     assert [(g.shape, g.dtype, g.device) for g in gradients] == [(t.shape, t.dtype, t.device) for t in expected]
-
-
-Refusals = dict[str, Callable[[Call], Call]]
-VALUES: Refusals = {
-    "features is an empty sequence; it must hold at least one level": lambda c: {"features": []},
-    "features has shape (2, 4, 6); it must be (B, H, W, D) a level": lambda c: {"features": c["features"][0][..., 0]},
-    "features[1] has width 0": lambda c: {"features": [c["features"][0], c["features"][1][..., :0]]},
-    "features[1] has grid (2, 2, 6), features[0] has (2, 4, 6); all levels must share one grid":
-        lambda c: {"features": [c["features"][0], c["features"][1][:, :2]]},
-    "features have height 3; it must be a positive multiple of 2, k":
-        lambda c: {"features": [level[:, :3] for level in c["features"]]},
-    "features have width 0; it must be a positive multiple of 2, k":
-        lambda c: {"features": [level[:, :, :0] for level in c["features"]]},
-    "weight has shape (11, 39); it must be (O, C*k*k) = (O, 40), or (O, C, k, k) = (O, 10, 2, 2)":
-        lambda c: {"weight": c["weight"][:, 1:]},
-    "weight has shape (11, 10, 4, 1); it must be (O, C*k*k) = (O, 40), or (O, C, k, k) = (O, 10, 2, 2)":
-        lambda c: {"weight": c["weight"].view(11, 10, 4, 1)},
-    "weight has shape (0, 40)": lambda c: {"weight": c["weight"][:0]},
-    "weight has shape (40,); it must be (O, C*k*k) or (O, C, k, k)": lambda c: {"weight": c["weight"][0]},
-    "weight is on meta, features is on cpu; all tensors must share one device":
-        lambda c: {"weight": c["weight"].to("meta")},
-    "bias has shape (10,); it must be (11,)": lambda c: {"bias": c["bias"][:10]},
-    "kernel_size is 0; it must be an integer of at least 1": lambda c: {"kernel_size": 0},
-    "kernel_size is 2.0; it must be an integer of at least 1": lambda c: {"kernel_size": 2.0},
-    'activation is \'relu\'; it must be None or "gelu"': lambda c: {"activation": "relu"},
-    "backend is 'gpu'; it must be None or one of cpu, triton, linear, reference": lambda c: {"backend": "gpu"},
-}  # fmt: skip
-TYPES: Refusals = {
-    "features[1] is None; it must be a torch.Tensor": lambda c: {"features": [c["features"][0], None]},
-    "features is None; it must be a torch.Tensor": lambda c: {"features": None},
-    "features is torch.int64; it must be float32": lambda c: {"features": [x.long() for x in c["features"]]},
-    "features[1] is torch.float64, features is torch.float32; they must share one dtype":
-        lambda c: {"features": [c["features"][0], c["features"][1].double()]},
-    "weight is torch.bfloat16, features is torch.float32; they must share one dtype":
-        lambda c: {"weight": c["weight"].bfloat16()},
-    "bias is torch.float64; it must be torch.float32": lambda c: {"bias": c["bias"].double()},
-}  # fmt: skip
-
-
-def refuse(error: type[Exception], words: str, change: Callable[[Call], Call]) -> None:
-    call = patch_call(widths=(6, 4), bias=True)
-    with pytest.raises(error, match=re.escape(f"patch_linear: {words}")):
-        vr_kernels.patch_linear(**(call | change(call)))
-
-
-@pytest.mark.parametrize("words", VALUES)
-def test_values_that_do_not_fit_are_refused(words: str) -> None:
-    refuse(ValueError, words, VALUES[words])
-
-
-@pytest.mark.parametrize("words", TYPES)
-def test_types_that_do_not_fit_are_refused(words: str) -> None:
-    refuse(TypeError, words, TYPES[words])
 
 
 def test_a_request_says_what_the_call_is() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,10 +55,9 @@ def onednn_takes(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _move(move: object, levels: Sequence[Tensor], patches: Patches, first: int, rows: Tensor) -> None:
+def _move(move: Callable[..., None], levels: Sequence[Tensor], patches: Patches, first: int, rows: Tensor) -> None:
     if rows.shape[0] == 0:
         return
-    assert callable(move)
     move(
         levels=[(level.data_ptr(), *level.stride(), level.shape[-1]) for level in levels],
         patches=(patches.down, patches.across),
