@@ -75,6 +75,7 @@ PYBIND11_MODULE(_C, m) {
   vr::bind_deformable_attention(m);
   vr::bind_importance(m);
   vr::bind_tokens(m);
+  vr::bind_patches(m);
   m.def("cpu_features", &vr::cpu_features, "The instruction sets of this processor, and the one in use.");
   m.def("isa", [] { return vr::cpu::name_of(vr::cpu::current_isa()); }, "The instruction set in use.");
   m.def("set_isa", &vr::cpu::set_isa, py::arg("name"), "Uses a lower instruction set, or returns to a higher one.");

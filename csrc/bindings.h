@@ -34,6 +34,7 @@ void bind_local_attention(pybind11::module_& m);
 void bind_deformable_attention(pybind11::module_& m);
 void bind_importance(pybind11::module_& m);
 void bind_tokens(pybind11::module_& m);
+void bind_patches(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);  // csrc/cuda, on the same struct LocalAttention
 
 }  // namespace vr

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import vr_kernels
-from python_tests import _importance, _oracle, _token_cases
+from python_tests import _importance, _oracle, _patch_cases, _token_cases
 from python_tests._cases import Call, attention_call, cross_attention_call
 from python_tests._deformable_cases import deformable_attention, deformable_call
 from vr_kernels.ops._dispatch import operators
@@ -212,10 +212,37 @@ DEFORMABLE_ATTENTION = Subject(
     frozenset({"value"}),
 )
 
+PATCH_LINEAR = Subject(
+    "patch_linear",
+    vr_kernels.patch_linear,
+    _patch_cases.patch_linear,
+    _patch_cases.patch_call,
+    {},
+    {
+        "plain": {},
+        "levels": {"widths": (6, 4, 9), "bias": True},
+        "everything": {"widths": (6, 4, 9), "bias": True, "activation": "gelu"},
+    },
+    (
+        {"batch": 3, "patches": (5, 7)},
+        {"batch": 2, "patches": (8, 6)},
+        {"batch": 5, "patches": (4, 9)},
+    ),
+    {"one level": {}, "levels": {"widths": (6, 4, 9)}},
+    {
+        "1x1": ({"kernel": 1}, {}),
+        "2x2": ({}, {}),
+        "3x3": ({"kernel": 3}, {}),
+        "bias": ({"bias": True}, {}),
+        "GELU": ({"bias": True, "activation": "gelu"}, {}),
+    },
+    frozenset({"features", "weight"}),
+)
+
 WINDOWED = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]
 IMPORTANCE = [ATTENTION_IMPORTANCE, ATTENTION_RECEIVED]
 TOKENS = [TEXT_GUIDE_TOKEN, GATHER_TOKENS, SCATTER_ADD_TOKENS]
-SUBJECTS = [*WINDOWED, *IMPORTANCE, *TOKENS, DEFORMABLE_ATTENTION]
+SUBJECTS = [*WINDOWED, *IMPORTANCE, *TOKENS, DEFORMABLE_ATTENTION, PATCH_LINEAR]
 
 
 def backends_of(subject: Subject, device: str = "cpu") -> list[str]:

@@ -156,6 +156,32 @@ def gather_tokens_backward(
 ) -> None: ...
 def scatter_add_tokens(tokens: TokenRows, update: int, out: int) -> None: ...
 
+# data, then the strides of batch, row, column and channel in elements, then the number of channels
+_PatchLevel = tuple[int, int, int, int, int, int]
+
+def gather_patches(
+    *,
+    levels: list[_PatchLevel],
+    patches: tuple[int, int],
+    kernel: int,
+    first: int,
+    count: int,
+    rows: int,
+    item_bytes: int,
+    threads: int,
+) -> None: ...
+def scatter_patches(
+    *,
+    levels: list[_PatchLevel],
+    patches: tuple[int, int],
+    kernel: int,
+    first: int,
+    count: int,
+    rows: int,
+    item_bytes: int,
+    threads: int,
+) -> None: ...
+
 class _CpuFeatures(TypedDict, total=False):
     """The processor's own entries are there on x86-64 alone."""
 

@@ -13,6 +13,7 @@ from vr_kernels.ops.local_attention import driver
 from vr_kernels.ops.local_attention import op as attention_op
 from vr_kernels.ops.local_cross_attention import blocked_backward
 from vr_kernels.ops.local_cross_attention import op as cross_attention_op
+from vr_kernels.ops.token_fusion import op as patch_linear_op
 
 HEADS, HEAD_DIM, LEVELS, LEVEL_WIDTH, TILES, GRID = 24, 128, 3, 1024, 5, 24
 
@@ -78,6 +79,17 @@ def deformable(dtype: torch.dtype) -> None:
     places, weights = (torch.empty(*shape, *last, device="meta") for last in ((2,), ()))
     out = deformable_driver.forward(deformable_triton, value, places, weights)
     deformable_driver.backward(deformable_triton, out, value, places, weights, [True] * (2 + LEVELS))
+
+
+def patch_linear(dtype: torch.dtype, kernel: int) -> None:
+    """MBTF's first layer on eight levels at k = 1, STF's on one at k > 1."""
+    empty = functools.partial(torch.empty, dtype=dtype, device="meta")
+    grid, width = (TILES, GRID, GRID), 4096
+    levels = [_hidden_state(grid, dtype) for _ in range(8)] if kernel == 1 else [empty(*grid, LEVEL_WIDTH)]
+    columns = len(levels) * LEVEL_WIDTH * kernel**2
+    inputs = (levels, empty(width, columns), empty(width), kernel)
+    out = patch_linear_op.forward(*inputs, "gelu", "triton")
+    assert out.shape == (TILES, GRID // kernel, GRID // kernel, width)
 
 
 def _hidden_state(grid: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

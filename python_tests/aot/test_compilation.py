@@ -126,3 +126,13 @@ def test_fused_products_of_large_windows_fit(dtype: torch.dtype, slots: int) -> 
 def test_fused_products_of_float16_fit(architecture: int) -> None:
     kernels = compiled(architecture, "cross_attention", torch.float16, 16, extras=False, backend="triton_fused")
     assert_fits(kernels, FUSED_KERNELS - {"feature_statistics"})
+
+
+@pytest.mark.parametrize("kernel", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_patch_linear_fits_and_multiplies_where_it_should(architecture: int, dtype: torch.dtype, kernel: int) -> None:
+    kernels = compile_launches(architecture, functools.partial(_calls.patch_linear, dtype, kernel))
+    assert_fits(kernels, {"patch_linear_forward"})
+    assert kernels[0].count("tf32") == 0
+    assert (kernels[0].count(TENSOR_CORE) > 0) == (dtype == torch.bfloat16)

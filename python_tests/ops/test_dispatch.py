@@ -28,7 +28,7 @@ def without_native_module(monkeypatch: pytest.MonkeyPatch) -> str:
     reason = "vr_kernels._C cannot be imported (broken)"
     monkeypatch.setattr(_native, "_import", lambda: (None, reason))
     for subject in SUBJECTS:  # plans are remembered by signature, and this machine is not the one they were made on
-        package = importlib.import_module(f"vr_kernels.ops.{subject.name}")
+        package = importlib.import_module(subject.function.__module__)
         monkeypatch.setattr(package, "_plan", package._plan.__wrapped__)
     return reason
 

@@ -12,6 +12,7 @@ from vr_kernels.ops.local_cross_attention import local_cross_attention
 from vr_kernels.ops.saliency import cls_saliency
 from vr_kernels.ops.scatter_add_tokens import scatter_add_tokens
 from vr_kernels.ops.text_guide_token import text_guide_token
+from vr_kernels.ops.token_fusion import patch_linear
 from vr_kernels.ops.token_selection import merge_contextual_tokens, select_dominant_tokens
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "local_attention",
     "local_cross_attention",
     "merge_contextual_tokens",
+    "patch_linear",
     "scatter_add_tokens",
     "select_dominant_tokens",
     "text_guide_token",

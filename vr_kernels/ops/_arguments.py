@@ -56,7 +56,7 @@ def remember(check: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _equal(shape: Sequence[int], other: Sequence[int]) -> bool:
+def equal(shape: Sequence[int], other: Sequence[int]) -> bool:
     # Size by size: a compiler that traces this compares symbolic sizes, not tuples of them.
     return len(shape) == len(other) and all(a == b for a, b in zip(shape, other, strict=True))
 
@@ -119,7 +119,7 @@ class Arguments:
                 f"{self.operator}: {name} is {got.dtype}; "
                 f"it must be {query.dtype} (the {self.query}'s) or torch.float32"
             )
-        if not any(_equal(got.shape, shape) for shape in shapes):
+        if not any(equal(got.shape, shape) for shape in shapes):
             allowed = " or ".join(f"{shape}" for shape in shapes)
             raise self.error(f"{name} has shape {got.shape}; it must be {allowed}")
 
@@ -131,7 +131,7 @@ class Arguments:
         self.same_device(name, got, query)
         if got.dtype != torch.bool:
             raise TypeError(f"{self.operator}: {name} is {got.dtype}; it must be torch.bool, True where present")
-        if not _equal(got.shape, shape):
+        if not equal(got.shape, shape):
             raise self.error(f"{name} has shape {got.shape}; it must be {shape}")
 
     def index(self, name: str, value: Any, query: Signature) -> Signature:

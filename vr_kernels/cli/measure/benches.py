@@ -10,6 +10,7 @@ from vr_kernels.cli.measure.deformable_attention import DeformableAttentionBench
 from vr_kernels.cli.measure.importance import AttentionImportanceBench, AttentionReceivedBench
 from vr_kernels.cli.measure.local_cross_attention import LocalCrossAttentionBench
 from vr_kernels.cli.measure.saliency import SaliencyBench
+from vr_kernels.cli.measure.token_fusion import TokenFusionBench
 from vr_kernels.cli.measure.visionzip import VisionZipBench
 
 _ALL: tuple[Bench[Any, Any], ...] = (
@@ -19,6 +20,7 @@ _ALL: tuple[Bench[Any, Any], ...] = (
     AttentionImportanceBench(),
     AttentionReceivedBench(),
     SaliencyBench(),
+    TokenFusionBench(),
     VisionZipBench(),
 )
 BENCHES = {bench.name: bench for bench in _ALL}
