@@ -4,7 +4,7 @@
 #   bench/gpu.sh [STEP...]
 #
 # Without a STEP all run, in this order. Each takes less than ten minutes, so that any one fits a short lease:
-#   build                       the package in this checkout, without build isolation; where that fails, without _C
+#   build                       vr_kernels._C in this checkout; where that fails, the rest goes on without it
 #   test-KERNELS                the gpu tests of triton, triton_fused, cuda or cuda_fused
 #   forward-H-B, backward-H-B   the crossover at H heads (8, 24, 48) and a batch of B (1, 8, 32)
 # Records and logs go to $OUT (bench/results); $PYTHON (python3) has torch. A step that fails does not stop the next.
@@ -22,8 +22,16 @@ OUT=$(cd "$OUT" && pwd)
 # The checkout is what runs, built or not, whatever else is installed.
 export PYTHONPATH=$PWD OMP_WAIT_POLICY=passive
 
+# CMake alone, as setup.py calls it: the machine's setuptools may be too old for pyproject.toml, and nothing newer comes.
 build() {
-  "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index --editable . ||
+  local options=(-DPython_EXECUTABLE="$(command -v "$PYTHON")")
+  options+=(-Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)")
+  options+=(-DVR_KERNELS_VERSION="$("$PYTHON" -c "import vr_kernels; print(vr_kernels.__version__)")")
+  options+=(-DVR_KERNELS_CUDA="${VR_KERNELS_CUDA:-}")
+  options+=(-DVR_KERNELS_CUDA_ARCHITECTURES="${VR_KERNELS_CUDA_ARCHITECTURES:-}")
+  PATH=$("$PYTHON" -c "import sysconfig; print(sysconfig.get_path('scripts'))"):$PATH
+  { cmake -S . -B build/gpu -G Ninja "${options[@]}" && cmake --build build/gpu &&
+    cmake --install build/gpu --prefix vr_kernels; } ||
     echo "The build failed: going on without vr_kernels._C, with Triton and stock PyTorch alone."
   cli info
 }
