@@ -29,7 +29,7 @@ class TritonFusedKernel:
     """``FusedKernel`` by Triton, on the current stream of the tensors' device."""
 
     def statistics(self, problem: WindowProblem) -> Tensor:
-        from vr_kernels.ops._triton.products import feature_statistics
+        from vr_kernels.ops._triton.product_tiles import feature_statistics
 
         windows, norm, widths = problem.windows, problem.norm, arguments.widths(problem.keys)
         assert norm is not None

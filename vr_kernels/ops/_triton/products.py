@@ -12,143 +12,15 @@ statistics a (rows, levels, 2) tensor; what there is none of is left out from it
 import triton
 import triton.language as tl
 
-from vr_kernels.ops._triton.features import load_features, norm_statistics, normalised
-from vr_kernels.ops._triton.window import level_offset, level_offsets, locate_rows
-
-
-@triton.jit(do_not_specialize=["row_count", "height", "width"])
-def feature_statistics(
-    p_statistics,
-    levels,
-    eps,
-    row_count,
-    height,
-    width,
-    WIDTHS: tl.constexpr,
-    PER_LEVEL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """One program: BLOCK_M feature rows, read twice, the second time from L1. The indexed form's grid is 1 by 1."""
-    i_row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    m_row = i_row < row_count
-    place = (i_row // width // height, i_row // width % height, i_row % width)
-    o_levels = level_offsets(levels, place, 0)
-    statistics = norm_statistics(levels, o_levels, m_row, eps, WIDTHS, PER_LEVEL, BLOCK_M, BLOCK_C)
-    for i in tl.static_range(len(WIDTHS)):
-        b_mean, b_rstd = statistics[i]
-        p_row = p_statistics + (i_row * len(WIDTHS) + i) * 2
-        tl.store(p_row, b_mean, mask=m_row)
-        tl.store(p_row + 1, b_rstd, mask=m_row)
-
-
-@triton.jit
-def _tile_of_windows(count, parts, BLOCK_N: tl.constexpr):
-    """This program's windows, which of them exist, and which of the ``parts`` of their work it does."""
-    i_program = tl.program_id(0).to(tl.int64)
-    i_window = i_program // parts * BLOCK_N + tl.arange(0, BLOCK_N)
-    return i_window, i_window < count, i_program % parts
-
-
-@triton.jit
-def _blocks_of_level(i_first, blocks, BEFORE: tl.constexpr, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Which blocks of a level, after BEFORE blocks of others, are among ``blocks`` from ``i_first`` on."""
-    BLOCKS: tl.constexpr = (WIDTH + BLOCK_C - 1) // BLOCK_C
-    return tl.maximum(i_first - BEFORE, 0), tl.minimum(i_first + blocks - BEFORE, BLOCKS)
-
-
-@triton.jit
-def _slot_features(
-    features,
-    windows,
-    i_slot,
-    i_first,
-    LEVEL: tl.constexpr,
-    FIRST: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr,
-    S_H: tl.constexpr,
-    S_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """One slot's features in each of the windows, (BLOCK_N, BLOCK_C) float32, zero where there are none."""
-    levels, norm, p_index, n_h, n_w, row_count = features
-    i_window, m_window = windows
-    i_row, place, m_row = locate_rows(p_index, i_window, i_slot, m_window, 0, n_h, n_w, row_count, SLOTS, S_H, S_W)
-    o_row = level_offset(levels[LEVEL], place, 0)
-    b_feature, m_feature, i_channel = load_features(levels[LEVEL], o_row, m_row, i_first, WIDTH, BLOCK_C)
-    b_feature = b_feature.to(tl.float32)
-    if len(norm) > 0:
-        p_row = norm[0] + (i_row * len(levels) + LEVEL) * 2
-        b_mean = tl.load(p_row, mask=m_row, other=0.0)
-        b_rstd = tl.load(p_row + 1, mask=m_row, other=0.0)
-        b_feature = normalised(b_feature, m_feature, b_mean, b_rstd, norm, FIRST, i_channel, WIDTH)
-    return b_feature
-
-
-@triton.jit
-def _head_rows(x, windows, i_head, i_width, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """One head's row of each window, (BLOCK_N, BLOCK_D)."""
-    i_window, m_window = windows
-    m_row = (m_window & (i_head < HEADS))[:, None] & (i_width < HEAD_DIM)[None, :]
-    p_row = x.pointer + (i_window * x.window + i_head * x.head)[:, None] + i_width[None, :]
-    return tl.load(p_row, mask=m_row, other=0.0)
-
-
-@triton.jit
-def _projection(weight, i_head, i_width, i_channel, m_channel, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Some of one head's rows of W, (BLOCK_D, BLOCK_C)."""
-    m_weight = ((i_width < HEAD_DIM) & (i_head < HEADS))[:, None] & m_channel[None, :]
-    p_weight = weight.pointer + i_head * weight.head + (i_width * weight.row)[:, None]
-    return tl.load(p_weight + (i_channel * weight.channel)[None, :], mask=m_weight, other=0.0)
-
-
-@triton.jit
-def _size_of_weights(p_a, windows, i_head, HEADS: tl.constexpr, SLOTS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """sum_k |a_k| of one head in each window, (BLOCK_N,), never zero.
-
-    Divided by it, sum_k a_k f_k is no larger than a feature, and float16 holds it whatever the loss scale in a.
-    """
-    i_window, m_window = windows
-    i_slot = tl.arange(0, BLOCK_K)
-    m_weight = (m_window & (i_head < HEADS))[:, None] & (i_slot < SLOTS)[None, :]
-    p_weight = p_a + ((i_window * HEADS + i_head) * SLOTS)[:, None] + i_slot[None, :]
-    return tl.maximum(tl.sum(tl.abs(tl.load(p_weight, mask=m_weight, other=0.0)), 1), 1e-30)
-
-
-@triton.jit
-def _pooled_features(
-    p_a,
-    sizes,
-    features,
-    windows,
-    i_head,
-    i_first,
-    LEVEL: tl.constexpr,
-    FIRST: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr,
-    S_H: tl.constexpr,
-    S_W: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """sum_k a_k f_k / size of BLOCK_H heads from ``i_head`` on, (BLOCK_N, BLOCK_C) float32 each."""
-    i_window, m_window = windows
-    pooled = ()
-    for _ in tl.static_range(BLOCK_H):
-        pooled += (tl.zeros([BLOCK_N, BLOCK_C], tl.float32),)
-    for k in range(SLOTS):
-        b_feature = _slot_features(features, windows, k, i_first, LEVEL, FIRST, WIDTH, SLOTS, S_H, S_W, BLOCK_C)
-        sums = ()
-        for j in tl.static_range(BLOCK_H):
-            p_weight = p_a + (i_window * HEADS + i_head + j) * SLOTS + k
-            b_weight = tl.load(p_weight, mask=m_window & (i_head + j < HEADS), other=0.0) / sizes[j]
-            sums += (pooled[j] + b_weight[:, None] * b_feature,)
-        pooled = sums
-    return pooled
+from vr_kernels.ops._triton.product_tiles import (
+    blocks_of_level,
+    head_rows,
+    pooled_features,
+    projection,
+    size_of_weights,
+    slot_features,
+    tile_of_windows,
+)
 
 
 @triton.jit(do_not_specialize=["count", "n_h", "n_w", "row_count", "parts", "splits", "blocks_each", "heads_each"])
@@ -185,7 +57,7 @@ def window_scores(
     time: from memory once, and then from L1. So heads are the inner loop, and what one block adds to the scores waits
     for the next in memory.
     """
-    i_window, m_window, i_part = _tile_of_windows(count, parts, BLOCK_N)
+    i_window, m_window, i_part = tile_of_windows(count, parts, BLOCK_N)
     windows, features = (i_window, m_window), (levels, norm, p_index, n_h, n_w, row_count)
     i_split = i_part % splits
     first_block, first_head = i_split * blocks_each, i_part // splits * heads_each
@@ -195,7 +67,7 @@ def window_scores(
     channels = 0
     blocks = 0
     for i in tl.static_range(len(WIDTHS)):
-        start, stop = _blocks_of_level(first_block, blocks_each, blocks, WIDTHS[i], BLOCK_C)
+        start, stop = blocks_of_level(first_block, blocks_each, blocks, WIDTHS[i], BLOCK_C)
         for i_block in range(start, stop):
             i_channel = i_block * BLOCK_C + tl.arange(0, BLOCK_C)
             m_channel = i_channel < WIDTHS[i]
@@ -206,15 +78,15 @@ def window_scores(
                     b_product = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)  # of x W
                     for d in range(0, HEAD_DIM, BLOCK_D):
                         i_width = d + tl.arange(0, BLOCK_D).to(tl.int64)
-                        b_x = _head_rows(x, windows, i_head + j, i_width, HEADS, HEAD_DIM)
-                        b_weight = _projection(
+                        b_x = head_rows(x, windows, i_head + j, i_width, HEADS, HEAD_DIM)
+                        b_weight = projection(
                             weight, i_head + j, i_width, channels + i_channel, m_channel, HEADS, HEAD_DIM
                         )
                         b_product = tl.dot(b_x, b_weight, b_product, input_precision="ieee")
                     products += (b_product,)
                     scores += (tl.zeros([BLOCK_N, BLOCK_K], tl.float32),)
                 for k in range(SLOTS):
-                    b_feature = _slot_features(
+                    b_feature = slot_features(
                         features, windows, k, i_block * BLOCK_C, i, channels, WIDTHS[i], SLOTS, S_H, S_W, BLOCK_C
                     )
                     sums = ()
@@ -265,7 +137,7 @@ def window_project(
     by side.
     """
     WIDTH_TILES: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
-    i_window, m_window, i_part = _tile_of_windows(count, parts, BLOCK_N)
+    i_window, m_window, i_part = tile_of_windows(count, parts, BLOCK_N)
     windows, features = (i_window, m_window), (levels, norm, p_index, n_h, n_w, row_count)
     i_split, i_part = i_part % splits, i_part // splits
     i_width = i_part % WIDTH_TILES * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -274,16 +146,16 @@ def window_project(
     sizes = ()
     outputs = ()
     for j in tl.static_range(BLOCK_H):
-        sizes += (_size_of_weights(p_a, windows, i_head + j, HEADS, SLOTS, BLOCK_K),)
+        sizes += (size_of_weights(p_a, windows, i_head + j, HEADS, SLOTS, BLOCK_K),)
         outputs += (tl.zeros([BLOCK_N, BLOCK_D], tl.float32),)
     channels = 0
     blocks = 0
     for i in tl.static_range(len(WIDTHS)):
-        start, stop = _blocks_of_level(i_split * blocks_each, blocks_each, blocks, WIDTHS[i], BLOCK_C)
+        start, stop = blocks_of_level(i_split * blocks_each, blocks_each, blocks, WIDTHS[i], BLOCK_C)
         for i_block in range(start, stop):
             i_channel = i_block * BLOCK_C + tl.arange(0, BLOCK_C)
             m_channel = i_channel < WIDTHS[i]
-            pooled = _pooled_features(
+            pooled = pooled_features(
                 p_a,
                 sizes,
                 features,
@@ -303,7 +175,7 @@ def window_project(
             )
             sums = ()
             for j in tl.static_range(BLOCK_H):
-                b_weight = _projection(weight, i_head + j, i_width, channels + i_channel, m_channel, HEADS, HEAD_DIM)
+                b_weight = projection(weight, i_head + j, i_width, channels + i_channel, m_channel, HEADS, HEAD_DIM)
                 b_sum = tl.dot(pooled[j].to(dtype), tl.trans(b_weight), outputs[j], input_precision="ieee")
                 sums += (b_sum,)
             outputs = sums
@@ -355,7 +227,7 @@ def window_outer(
     channels = 0
     blocks = 0
     for i in tl.static_range(len(WIDTHS)):
-        start, stop = _blocks_of_level(i_program // PARTS, 1, blocks, WIDTHS[i], BLOCK_C)
+        start, stop = blocks_of_level(i_program // PARTS, 1, blocks, WIDTHS[i], BLOCK_C)
         for i_block in range(start, stop):
             gradients = ()
             for _ in tl.static_range(BLOCK_H):
@@ -365,9 +237,9 @@ def window_outer(
                 windows = (i_window, i_window < count)
                 sizes = ()
                 for j in tl.static_range(BLOCK_H):
-                    b_size = _size_of_weights(p_a, windows, i_head + j, HEADS, SLOTS, BLOCK_K)
+                    b_size = size_of_weights(p_a, windows, i_head + j, HEADS, SLOTS, BLOCK_K)
                     sizes += (tl.max(b_size, 0),)
-                pooled = _pooled_features(
+                pooled = pooled_features(
                     p_a,
                     sizes,
                     features,
@@ -387,7 +259,7 @@ def window_outer(
                 )
                 sums = ()
                 for j in tl.static_range(BLOCK_H):
-                    b_x = _head_rows(x, windows, i_head + j, i_width, HEADS, HEAD_DIM)
+                    b_x = head_rows(x, windows, i_head + j, i_width, HEADS, HEAD_DIM)
                     b_sum = tl.dot(tl.trans(b_x), pooled[j].to(dtype), input_precision="ieee")
                     sums += (gradients[j] + sizes[j] * b_sum,)
                 gradients = sums
