@@ -1,4 +1,4 @@
-"""Tiles that the products of local cross-attention share: head rows, projections, features and what is pooled of them."""
+"""Tiles that the products of local cross-attention share: head rows, projections, features, what is pooled of them."""
 
 # mypy: ignore-errors
 import triton
