@@ -16,7 +16,7 @@ from python_tests._cases import Call
 from python_tests._errors import assert_obeys_the_error_rule
 from python_tests.compression import _visionzip
 from vr_kernels import merge_contextual_tokens, select_dominant_tokens
-from vr_kernels.ops.token_selection import gather_tokens, remaining_tokens
+from vr_kernels.ops.token_selection import remaining_tokens, take_tokens
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -143,7 +143,7 @@ def test_a_target_that_nobody_joins_stays_as_it_is(merge: str, dtype: torch.dtyp
 def test_all_that_is_left_may_be_targets(merge: str) -> None:
     hidden, metric, kept = drawn(2, 9, 4, 3, 0)
     merged = merge_contextual_tokens(hidden, metric, 6, kept=kept, merge=merge)
-    assert torch.equal(merged.tokens, gather_tokens(hidden, remaining_tokens(kept, 9)))
+    assert torch.equal(merged.tokens, take_tokens(hidden, remaining_tokens(kept, 9)))
 
 
 @merges
@@ -158,7 +158,7 @@ def test_sums_obey_the_error_rule(merge: str, dtype: torch.dtype) -> None:
         """A product with the one-hot assignment, divided by how many there are."""
         assignment = merge_contextual_tokens(hidden, metric, 7, kept=kept)
         member = F.one_hot(assignment.assignment + 1, 8)[..., 1:].to(hidden.dtype)  # (B, N, C)
-        target = gather_tokens(hidden, assignment.targets)
+        target = take_tokens(hidden, assignment.targets)
         if merge == "sum":
             member = member.scatter(1, assignment.targets[..., None].expand(-1, -1, 7), 0.0)
         mean = member.mT @ hidden / member.sum(1)[..., None].clamp(min=1)

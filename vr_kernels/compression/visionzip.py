@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vr_kernels.ops import attention_importance, attention_received
-from vr_kernels.ops.token_selection import gather_tokens, merge_contextual_tokens, select_dominant_tokens
+from vr_kernels.ops.token_selection import merge_contextual_tokens, select_dominant_tokens, take_tokens
 
 __all__ = ["ZippedTokens", "check_budget", "dominance", "key_metric", "zip_tokens"]
 
@@ -109,7 +109,7 @@ def zip_tokens(
     patches = select_dominant_tokens(scores, dominant - first)
     kept = F.pad(patches + first, (first, 0))  # (B, dominant): row 0, the CLS row, before the others
     merged = merge_contextual_tokens(hidden, metric, contextual, kept=kept, merge=merge)
-    tokens = torch.cat([gather_tokens(hidden, kept), merged.tokens], dim=1)  # (B, K, D)
+    tokens = torch.cat([take_tokens(hidden, kept), merged.tokens], dim=1)  # (B, K, D)
     assignment = torch.where(merged.assignment < 0, -1, merged.assignment + dominant)  # (B, N)
     assignment = assignment.scatter(1, kept, torch.arange(dominant, device=kept.device).expand_as(kept))
     return ZippedTokens(tokens, patches, merged.targets - first, assignment[:, first:], scores.detach())

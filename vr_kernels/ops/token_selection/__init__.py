@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
 from vr_kernels.ops.token_selection import reference
-from vr_kernels.ops.token_selection.reference import gather_tokens, remaining_tokens
+from vr_kernels.ops.token_selection.reference import remaining_tokens, take_tokens
 
-__all__ = ["MergedTokens", "gather_tokens", "merge_contextual_tokens", "remaining_tokens", "select_dominant_tokens"]
+__all__ = ["MergedTokens", "merge_contextual_tokens", "remaining_tokens", "select_dominant_tokens", "take_tokens"]
 
 MERGES = ("sum", "mean")
 

@@ -16,10 +16,10 @@ def select_dominant_tokens(scores: Tensor, count: int) -> Tensor:
     return ranking[:, :count].sort(dim=-1).values
 
 
-def gather_tokens(hidden: Tensor, index: Tensor) -> Tensor:
+def take_tokens(hidden: Tensor, index: Tensor) -> Tensor:
     """Rows of each sequence: hidden (B, N, ...) and index (B, K) int64 -> (B, K, ...).
 
-    >>> gather_tokens(torch.tensor([[10, 20, 30], [40, 50, 60]]), torch.tensor([[2, 0], [1, 1]]))
+    >>> take_tokens(torch.tensor([[10, 20, 30], [40, 50, 60]]), torch.tensor([[2, 0], [1, 1]]))
     tensor([[30, 10],
             [50, 50]])
     """
@@ -54,14 +54,14 @@ def merge_contextual_tokens(
         tokens = cluster_means(hidden, rest, cluster, count, rest.shape[1])  # (B, C, D)
     else:
         joined = cluster.masked_fill(is_target, count)  # after all clusters, and so left out
-        tokens = gather_tokens(hidden, targets) + cluster_means(hidden, rest, joined, count, rest.shape[1] - count)
+        tokens = take_tokens(hidden, targets) + cluster_means(hidden, rest, joined, count, rest.shape[1] - count)
     return tokens.to(hidden.dtype), targets, assignment
 
 
 def nearest_targets(metric: Tensor, rest: Tensor, targets: Tensor) -> Tensor:
     """For each row of rest (B, R) the number of the most similar of targets (B, C), the first of equal ones: (B, R)."""
-    unit = F.normalize(gather_tokens(metric, rest).double(), dim=-1)  # (B, R, d_m)
-    target_unit = F.normalize(gather_tokens(metric, targets).double(), dim=-1)  # (B, C, d_m)
+    unit = F.normalize(take_tokens(metric, rest).double(), dim=-1)  # (B, R, d_m)
+    target_unit = F.normalize(take_tokens(metric, targets).double(), dim=-1)  # (B, C, d_m)
     return (unit @ target_unit.mT).float().argmax(dim=-1)
 
 
