@@ -41,7 +41,7 @@ def summary() -> str:
         closest = [_closest(record, case) for case in cases]
         cells = [
             f"`{record['operator']}`",
-            f"{_kind(record)}, {_device(record)[0]}",
+            f"{_kind(record)}; {_device(record)[0]}",
             ", ".join(case["case"]["name"] for case in cases),
             ", ".join(_ratio(case, record["yardstick"]) for case in cases),
             ", ".join(closest) if any(closest) else "",
@@ -114,7 +114,7 @@ def _device(record: Record) -> tuple[str, str]:
         name = record["environment"]["CUDA"]["devices"][0]
         return name, name
     processor = record["environment"]["CPU"]
-    return "CPU", f"{processor['model']}, {processor['threads']} threads"
+    return processor["model"], f"{processor['model']}, {processor['threads']} threads"
 
 
 def _spread(spread: Record) -> str:

@@ -111,8 +111,10 @@ def bidirectional(
         places = [(token.sample, token.slot) for token in batch.tokens if token.image == image]
         rows = torch.stack([hidden_states[place] for place in places])
         read = batch.text_mask[places[0][0]]
-        if text and config.text_guide == "max" and read.any():
-            rows = torch.cat([rows, hidden_states[places[0][0]][read].amax(0, keepdim=True)])
+        if text and config.text_guide != "none" and read.any():
+            prompt = hidden_states[places[0][0]][read]
+            guide = prompt.amax(0) if config.text_guide == "max" else prompt.mean(0)
+            rows = torch.cat([rows, guide[None]])
         rows = norm(state, "norm_", config.bidirectional_norm, config.norm_eps, rows)
         query, key, value = linear(state, "qkv_proj", rows).chunk(3, -1)
         for i, place in enumerate(places):

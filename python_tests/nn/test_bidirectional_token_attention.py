@@ -61,8 +61,9 @@ def spelt_out(
             continue
         tokens = norm(stream[rows])
         sample = i if image_sample is None else int(image_sample[i])
-        if module.include_guide and text_mask is not None and text_mask[sample].any():
-            guide = hidden_states[sample][text_mask[sample]].max(0).values
+        if module.guide is not None and text_mask is not None and text_mask[sample].any():
+            prompt = hidden_states[sample][text_mask[sample]]
+            guide = prompt.mean(0) if module.guide == "mean" else prompt.max(0).values
             tokens = torch.cat([tokens, norm(guide[None])])
         q, k, v = module.qkv_proj(tokens).unflatten(-1, (3, module.num_heads, -1)).permute(1, 2, 0, 3)
         attended = F.scaled_dot_product_attention(q[:, : len(rows)], k, v).transpose(0, 1).flatten(-2)
@@ -70,12 +71,12 @@ def spelt_out(
     return out.view(hidden_states.shape)
 
 
-@pytest.mark.parametrize("include_guide", [True, False])
+@pytest.mark.parametrize("guide", ["max", "mean", None])
 @pytest.mark.parametrize("text", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("norm", ["rms", "layer", None])
-def test_it_is_the_layer_spelt_out(norm: str | None, bias: bool, text: bool, include_guide: bool) -> None:
-    module, given = layer(norm=norm, bias=bias, include_guide=include_guide).double(), batch(text=text)
+def test_it_is_the_layer_spelt_out(norm: str | None, bias: bool, text: bool, guide: str | None) -> None:
+    module, given = layer(norm=norm, bias=bias, guide=guide).double(), batch(text=text)
     given["hidden_states"] = given["hidden_states"].double().requires_grad_()
     leaves = [given["hidden_states"], *module.parameters()]
     expected, out = spelt_out(module, **given), module(**given)
@@ -227,7 +228,7 @@ def test_the_state_dict_s_names_and_shapes_are_stable() -> None:
 def test_it_is_built_where_and_as_asked() -> None:
     module = BidirectionalTokenAttention(12, 2, device="meta", dtype=torch.bfloat16)
     assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
-    assert "12, num_heads=2, head_dim=6, norm='rms', norm_eps=1e-06, include_guide=True, zero_init=True" in repr(module)
+    assert "12, num_heads=2, head_dim=6, norm='rms', norm_eps=1e-06, guide='max', zero_init=True" in repr(module)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def run(block: VisionRemember, inputs: Batch, *, text: bool = True) -> Tensor:
         inputs.vision_map,
         inputs.levels if crossing else None,
         saliency=inputs.saliency if crossing and block.config.saliency != "none" else None,
-        text_mask=inputs.text_mask if text and block.config.text_guide == "max" else None,
+        text_mask=inputs.text_mask if text and block.config.text_guide != "none" else None,
     )
 
 
@@ -50,6 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bidirectional alone": {"layers": ALONE[1]},
     "other heads": {"num_attention_heads": 6},
     "own heads": {"num_heads": 2, "head_dim": 7},
+    "mean guide": {"text_guide": "mean"},
     "no guide": {"text_guide": "none"},
     "bidirectional LayerNorm": {"bidirectional_norm": "layer"},
     "bidirectional without norm": {"bidirectional_norm": "none"},

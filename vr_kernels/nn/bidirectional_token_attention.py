@@ -14,7 +14,7 @@ class BidirectionalTokenAttention(nn.Module):
     """Vision tokens attend to all vision tokens of their image and to the prompt (Vision Remember v2, §3.3).
 
     ``x = x + W_o attention(W_q n(x), W_k [n(x), n(guide)], W_v [n(x), n(guide)])`` at the vision tokens x of one image,
-    n the norm and guide the maximum over the sample's text tokens; every other token stays as it is. No position
+    n the norm and guide the maximum of the sample's text tokens; every other token stays as it is. No position
     encoding, no feed-forward layer. The projections are called as modules, whatever they have been replaced by.
 
     Args:
@@ -23,7 +23,8 @@ class BidirectionalTokenAttention(nn.Module):
         norm: "rms", "layer" or None, before the projections.
         norm_eps: the norm's; usually the language model's.
         bias: biases on the projections.
-        include_guide: whether the text-guided token is a key.
+        guide: how the prompt's text becomes one more key, the text-guided token: "max" of each channel, as the paper,
+            "mean", or None, no such key.
         zero_init: start ``out_proj`` at zero: the layer starts as the identity, bit for bit.
 
     Raises:
@@ -50,7 +51,7 @@ class BidirectionalTokenAttention(nn.Module):
         norm: str | None = "rms",
         norm_eps: float = 1e-6,
         bias: bool = False,
-        include_guide: bool = True,
+        guide: str | None = "max",
         zero_init: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -67,11 +68,13 @@ class BidirectionalTokenAttention(nn.Module):
         head_dim = hidden_size // num_heads if head_dim is None else head_dim
         if head_dim < 1:
             raise ValueError(f"BidirectionalTokenAttention: head_dim is {head_dim}; it must be at least 1")
+        if guide not in ("max", "mean", None):
+            raise ValueError(f'BidirectionalTokenAttention: guide is {guide!r}; it must be "max", "mean" or None')
         if norm not in ("rms", "layer", None):
             raise ValueError(f'BidirectionalTokenAttention: norm is {norm!r}; it must be "rms", "layer" or None')
         self.hidden_size, self.num_heads, self.head_dim = hidden_size, num_heads, head_dim
         self.norm, self.norm_eps = norm, norm_eps
-        self.include_guide, self.zero_init = include_guide, zero_init
+        self.guide, self.zero_init = guide, zero_init
 
         inner = num_heads * head_dim
         self.qkv_proj = nn.Linear(hidden_size, 3 * inner, bias=bias, device=device, dtype=dtype)
@@ -117,15 +120,17 @@ class BidirectionalTokenAttention(nn.Module):
         Returns:
             (B, T, D) in the dtype of hidden_states.
         """
-        text_mask = text_mask if self.include_guide else None
+        text_mask = None if self.guide is None else text_mask
         rows = gather_tokens(
             hidden_states,
             token_rows,
             norm_weight=self.norm_weight if self.norm == "rms" else None,
             norm_eps=self.norm_eps,
-            text_mask=text_mask,
+            text_mask=text_mask if self.guide == "max" else None,
             image_sample=image_sample,
         )  # (I, N or N+1, D): the guide comes last
+        if self.guide == "mean" and text_mask is not None:
+            rows = torch.cat([rows, self._mean_guide(hidden_states, text_mask, image_sample)], 1)
         if self.norm == "layer":
             rows = F.layer_norm(rows, rows.shape[-1:], self.norm_weight, self.norm_bias, self.norm_eps)
         present = (token_rows >= 0) & (token_rows < hidden_states[..., 0].numel())  # (I, N)
@@ -138,8 +143,17 @@ class BidirectionalTokenAttention(nn.Module):
         attended = bidirectional_attention(query[:, : token_rows.shape[1]], key, value, key_mask=present)
         return scatter_add_tokens(hidden_states, token_rows, self.out_proj(attended.flatten(-2)))
 
+    def _mean_guide(self, hidden_states: Tensor, text_mask: Tensor, image_sample: Tensor | None) -> Tensor:
+        """(I, 1, D), RMS-normalised where that is the norm; zeros in a sample without text."""
+        accumulate = torch.promote_types(hidden_states.dtype, torch.float32)
+        text = hidden_states.masked_fill(~text_mask[..., None], 0).sum(1, keepdim=True, dtype=accumulate)
+        guide = (text / text_mask.sum(1).clamp(min=1)[:, None, None]).to(hidden_states.dtype)  # (B, 1, D)
+        if self.norm == "rms":
+            guide = F.rms_norm(guide, guide.shape[-1:], self.norm_weight, self.norm_eps)
+        return guide if image_sample is None else read_rows(guide, image_sample)
+
     def extra_repr(self) -> str:
         return (
             f"{self.hidden_size}, num_heads={self.num_heads}, head_dim={self.head_dim}, norm={self.norm!r}, "
-            f"norm_eps={self.norm_eps}, include_guide={self.include_guide}, zero_init={self.zero_init}"
+            f"norm_eps={self.norm_eps}, guide={self.guide!r}, zero_init={self.zero_init}"
         )

@@ -64,7 +64,7 @@ class VisionRemember(nn.Module):
                 norm=None if config.bidirectional_norm == "none" else config.bidirectional_norm,
                 norm_eps=config.norm_eps,
                 bias=config.bidirectional_bias,
-                include_guide=config.text_guide == "max",
+                guide=None if config.text_guide == "none" else config.text_guide,
                 zero_init=config.residual != "normal",
                 device=device,
                 dtype=dtype,

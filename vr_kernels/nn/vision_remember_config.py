@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "ragged_windows": ("adaptive", "reject"),
     "saliency": ("none", "value", "feature"),
     "residual": ("zero", "normal", "gate"),
-    "text_guide": ("max", "none"),
+    "text_guide": ("max", "mean", "none"),
     "bidirectional_norm": ("rms", "layer", "none"),
 }
 
@@ -63,7 +63,7 @@ class VisionRememberConfig:
         residual: how the update of the stream starts: at "zero", by a last Linear that is zero; "normal", that Linear
             initialised as every other; or behind a "gate", normal times tanh of a learned number that starts at zero
             (in the bidirectional layer as "zero").
-        text_guide: "max" pools the prompt into a key of the bidirectional layer; "none".
+        text_guide: "max" or "mean" of the prompt, as one more key of the bidirectional layer; "none".
         bidirectional_norm: as query_norm. bidirectional_head_dim: None is hidden_size / num_attention_heads.
         bidirectional_bias: biases on its projections.
 
