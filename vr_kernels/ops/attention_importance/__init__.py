@@ -47,7 +47,7 @@ def attention_importance(
         scale: of the scores; None is 1/sqrt(d).
         cu_seqlens: (S + 1,) int32 or int64, rising from 0 to T, for S packed sequences: query_rows (S, R, h, d), key
             (T, h_kv, d). Values are checked on the CPU (not inside compiled graphs); tokens past the bounds get 0.
-        backend: None chooses; "cpu", "triton" or "reference" by name: it runs or it raises.
+        backend: None chooses; "cpu" or "reference" by name: it runs or it raises.
 
     Returns:
         (B, N), packed (T,), in the query's dtype; (B, h, N) or (h, T) where ``reduce_heads`` is None. Differentiable
