@@ -127,7 +127,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "feature_norm is True; it must be 'level' or 'all' or 'none'": {"feature_norm": True},
     "saliency is 'values'; it must be 'none' or 'value' or 'feature'": {"saliency": "values"},
     "residual is 'tanh'; it must be 'zero' or 'normal' or 'gate'": {"residual": "tanh"},
-    "text_guide is 'sum'; it must be 'max', 'mean' or 'none'": {"text_guide": "sum"},
+    "text_guide is 'sum'; it must be 'max' or 'mean' or 'none'": {"text_guide": "sum"},
     "num_attention_heads is None; it must be a positive integer where there is a bidirectional layer": {
         "num_attention_heads": None
     },

@@ -146,11 +146,12 @@ class BidirectionalTokenAttention(nn.Module):
     def _mean_guide(self, hidden_states: Tensor, text_mask: Tensor, image_sample: Tensor | None) -> Tensor:
         """(I, 1, D), RMS-normalised where that is the norm; zeros in a sample without text."""
         accumulate = torch.promote_types(hidden_states.dtype, torch.float32)
-        text = hidden_states.masked_fill(~text_mask[..., None], 0).sum(1, keepdim=True, dtype=accumulate)
-        guide = (text / text_mask.sum(1).clamp(min=1)[:, None, None]).to(hidden_states.dtype)  # (B, 1, D)
+        text = hidden_states.masked_fill(~text_mask[..., None], 0).sum(1, dtype=accumulate)
+        guide = (text / text_mask.sum(1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)  # (B, D)
         if self.norm == "rms":
             guide = F.rms_norm(guide, guide.shape[-1:], self.norm_weight, self.norm_eps)
-        return guide if image_sample is None else read_rows(guide, image_sample)
+        guide = guide if image_sample is None else read_rows(guide, image_sample)  # (I, D)
+        return guide[:, None]
 
     def extra_repr(self) -> str:
         return (
