@@ -60,3 +60,10 @@ def test_attention_lands_on_the_feature_it_belongs_to() -> None:
     assert drawn.shape == (6, 9)
     assert drawn[3 + 1, 6 + 2] == 1.0
     assert drawn.sum() == 1.0
+
+
+def test_kept_patches_are_clear_and_merged_ones_have_their_token_s_colour() -> None:
+    drawn = figure.merged_over(torch.tensor([[0, 1, 2], [3, 2, 0]]), dominant=2)
+    assert (drawn[..., 3] == [[0, 0, 0.7], [0.7, 0.7, 0]]).all()
+    assert (drawn[0, 2] == drawn[1, 1]).all()
+    assert (drawn[0, 2] != drawn[1, 0]).any()

@@ -33,8 +33,8 @@ def demo(
     """Resample a photograph's vision features with LocalCrossAttention in place of a stock window resampler.
 
     A vision transformer with random weights encodes the photograph; both resamplers get the same features and weights.
-    Their outputs are compared, then their times and memory. The attention, and the saliency of the encoder's own
-    attention, are drawn over the photograph.
+    Their outputs are compared, then their times and memory. The attention, the saliency of the encoder's own attention
+    and the tokens that VisionZip keeps and merges are drawn over the photograph.
     """
     require("demo", "matplotlib", "skimage", "transformers")
     require_folder(output)
@@ -44,7 +44,7 @@ def demo(
     size, rounds = (features.QUICK, 3) if quick else (features.FULL, 9)
     image = features.photograph()
     with progress("vision transformer") as tell:
-        levels, saliency = features.encode(image, size, tell)
+        levels, saliency, zipped = features.encode(image, size, tell)
     query = resampler.pooled_tokens(levels)
     stock, ours = resampler.make_resamplers([size.width] * len(levels), HEADS)
     console.print(
@@ -59,7 +59,7 @@ def demo(
     _compare_costs(console, stock, ours, query, levels, rounds)
     with torch.inference_mode():
         _, attention = ours(query, levels, need_weights=True)
-    figure.draw(image, attention[0], saliency[0], output)
+    figure.draw(image, attention[0], saliency[0], zipped, features.DOMINANT, output)
     console.print(f"Picture: {output.resolve()}")
 
 

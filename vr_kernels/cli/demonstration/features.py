@@ -1,9 +1,10 @@
-"""A photograph as AnyRes tiles, and the levels and the saliency that a vision transformer makes of them."""
+"""A photograph as AnyRes tiles, and what a vision transformer makes of them: levels, saliency, zipped tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from skimage import data
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from vr_kernels import capture_features
+from vr_kernels import VisionZip, capture_features
 
+DOMINANT, CONTEXTUAL = 54, 10  # VisionZip's smallest budget
 PATCH, GRID = 16, 24
 PIXELS = PATCH * GRID  # SigLIP-L/16-384: 24x24 patches a tile
 
@@ -29,6 +31,14 @@ class Size:
 
 FULL = Size(width=1024, layers=24, tiles=5)  # Vision Remember v2's encoder, one base tile and four more
 QUICK = Size(width=64, layers=6, tiles=1)
+
+
+class Encoded(NamedTuple):
+    levels: list[
+        Tensor
+    ]  # three of (tiles, 24, 24, width): hidden states 7, 15 and 23 of 24 layers, as Vision Remember v2
+    saliency: Tensor  # (tiles, 24, 24): attention received in the block of the last level, for SigLIP has no CLS token
+    zipped: Tensor  # (24, 24) of the whole photograph: which of VisionZip's tokens a patch is, or is part of
 
 
 def photograph() -> Tensor:
@@ -64,18 +74,20 @@ def make_encoder(size: Size) -> SiglipVisionModel:
     return SiglipVisionModel(config)
 
 
-def encode(image: Tensor, size: Size, tell: Callable[[str], None]) -> tuple[list[Tensor], Tensor]:
-    """Three levels (tiles, 24, 24, width): hidden states 7, 15 and 23 of 24 layers, as Vision Remember v2; and how much
-    attention each patch receives in the block that makes the last of them (tiles, 24, 24): SigLIP has no CLS token."""
+def encode(image: Tensor, size: Size, tell: Callable[[str], None]) -> Encoded:
     tell(f"making {size.layers} layers of width {size.width} with random weights")
     encoder = make_encoder(size)
-    by_tile, saliency = [], []
+    by_tile, saliency, tiles = [], [], tiles_of(image, size.tiles)
     thirds = [size.layers * third // 3 - 1 for third in (1, 2, 3)]
     with torch.inference_mode(), capture_features(encoder, thirds, saliency="received") as captured:
-        for tile in tiles_of(image, size.tiles).split(1):
+        for tile in tiles.split(1):
             encoder(pixel_values=tile)
             assert captured.saliency is not None
             by_tile.append(captured.features)
             saliency.append(captured.saliency)
             tell(f"tile {len(by_tile)} of {size.tiles} encoded")
-    return [torch.cat(tiles) for tiles in zip(*by_tile, strict=True)], torch.cat(saliency)
+    tell("zipping its tokens")
+    with torch.inference_mode():
+        zipped = VisionZip(encoder, DOMINANT, CONTEXTUAL)(tiles[:1])
+    levels = [torch.cat(level) for level in zip(*by_tile, strict=True)]
+    return Encoded(levels, torch.cat(saliency), zipped.assignment.view(GRID, GRID))

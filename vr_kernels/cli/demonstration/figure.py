@@ -1,10 +1,11 @@
-"""Saliency and window attention drawn over the photograph."""
+"""Saliency, zipped tokens and window attention drawn over the photograph."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,15 +19,23 @@ def over_grid(attention: Tensor) -> np.ndarray:
     return mean.transpose(1, 2).reshape(n_h * window, n_w * window).numpy()
 
 
-def draw(photograph: Tensor, attention: Tensor, saliency: Tensor, path: Path) -> None:
-    """photograph (3, pixels, pixels), 0 to 1; attention (n_h, n_w, h, K) and saliency (H, W) of the whole of it."""
+def merged_over(zipped: Tensor, dominant: int) -> np.ndarray:
+    """(H, W) numbers of tokens -> (H, W, RGBA): a colour for each token that patches were merged into, clear if kept."""
+    colours = colormaps["tab10"]((zipped.numpy() - dominant) % 10)
+    colours[..., 3] = np.where(zipped.numpy() < dominant, 0, 0.7)
+    return colours
+
+
+def draw(photograph: Tensor, attention: Tensor, saliency: Tensor, zipped: Tensor, dominant: int, path: Path) -> None:
+    """photograph (3, pixels, pixels), 0 to 1; attention (n_h, n_w, h, K), saliency (H, W) and zipped (H, W), numbers of
+    tokens of which the first ``dominant`` are patches, of the whole of it."""
     weights, slots = over_grid(attention), attention.shape[-1]
     window = int(slots**0.5)
     grid, size = weights.shape[0], photograph.shape[-1]
     pixels = photograph.permute(1, 2, 0).numpy()
 
-    figure = Figure(figsize=(18, 6.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(13, 12.4), layout="constrained")
+    left, middle, below, right = figure.subplots(2, 2).flat
     left.imshow(pixels)
     left.set_title(f"{grid}x{grid} features, one token for each window of {window}x{window}")
     for axes in (middle, right):
@@ -35,18 +44,21 @@ def draw(photograph: Tensor, attention: Tensor, saliency: Tensor, path: Path) ->
     salient = middle.imshow(received, cmap="viridis", alpha=0.6, extent=(0, size, size, 0))
     middle.set_title("saliency: attention that each feature receives in the encoder")
     figure.colorbar(salient, ax=middle, label="attention received, in equal shares", shrink=0.8)
+    below.imshow(pixels)
+    below.imshow(merged_over(zipped, dominant), extent=(0, size, size, 0))
+    contextual = int(zipped.max()) + 1 - dominant
+    below.set_title(f"VisionZip: {dominant} patches kept (clear), the others merged into {contextual} (by colour)")
     # Equal weights are the colour map's middle.
     norm = TwoSlopeNorm(vcenter=1 / slots, vmin=0, vmax=max(float(weights.max()), 2 / slots))
     drawn = right.imshow(weights, cmap="coolwarm", norm=norm, alpha=0.6, extent=(0, size, size, 0))
     right.set_title("attention inside each window, mean over heads")
-    for axes in (left, middle, right):
+    for axes in (left, middle, below, right):
         for line in np.linspace(0, size, grid // window + 1):
             axes.axhline(line, color="white", linewidth=0.6)
             axes.axvline(line, color="white", linewidth=0.6)
         axes.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[])
     figure.colorbar(drawn, ax=right, label=f"weight (each window sums to 1; equal weights are 1/{slots})", shrink=0.8)
     figure.suptitle(
-        "vr_kernels.LocalCrossAttention on a SigLIP vision transformer's features\n"
-        "random weights: the pattern shows mechanics, not meaning"
+        "vr_kernels on a SigLIP vision transformer's features\nrandom weights: the pattern shows mechanics, not meaning"
     )
     figure.savefig(path, dpi=120)
