@@ -20,8 +20,8 @@ def over_grid(attention: Tensor) -> np.ndarray:
 
 
 def merged_over(zipped: Tensor, dominant: int) -> np.ndarray:
-    """(H, W) numbers of tokens -> (H, W, RGBA): a colour for each token that patches were merged into, clear if kept."""
-    colours = colormaps["tab10"]((zipped.numpy() - dominant) % 10)
+    """(H, W) numbers of tokens -> (H, W, 4): a colour for each token that patches were merged into, clear if kept."""
+    colours: np.ndarray = colormaps["tab10"]((zipped.numpy() - dominant) % 10)
     colours[..., 3] = np.where(zipped.numpy() < dominant, 0, 0.7)
     return colours
 
@@ -47,7 +47,7 @@ def draw(photograph: Tensor, attention: Tensor, saliency: Tensor, zipped: Tensor
     below.imshow(pixels)
     below.imshow(merged_over(zipped, dominant), extent=(0, size, size, 0))
     contextual = int(zipped.max()) + 1 - dominant
-    below.set_title(f"VisionZip: {dominant} patches kept (clear), the others merged into {contextual} (by colour)")
+    below.set_title(f"VisionZip: {dominant} patches kept (clear), the rest merged into {contextual}")
     # Equal weights are the colour map's middle.
     norm = TwoSlopeNorm(vcenter=1 / slots, vmin=0, vmax=max(float(weights.max()), 2 / slots))
     drawn = right.imshow(weights, cmap="coolwarm", norm=norm, alpha=0.6, extent=(0, size, size, 0))
