@@ -34,9 +34,7 @@ QUICK = Size(width=64, layers=6, tiles=1)
 
 
 class Encoded(NamedTuple):
-    levels: list[
-        Tensor
-    ]  # three of (tiles, 24, 24, width): hidden states 7, 15 and 23 of 24 layers, as Vision Remember v2
+    levels: list[Tensor]  # three of (tiles, 24, 24, width): hidden states 7, 15 and 23, as Vision Remember v2
     saliency: Tensor  # (tiles, 24, 24): attention received in the block of the last level, for SigLIP has no CLS token
     zipped: Tensor  # (24, 24) of the whole photograph: which of VisionZip's tokens a patch is, or is part of
 
