@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,6 +62,28 @@ class Contender(Generic[X]):
 
     def __call__(self, x: X) -> tuple[Tensor, ...]:
         return self.run(x)
+
+
+class Trained(Protocol):
+    """Inputs of which some are trained; without ``grad_out``, the output's gradient, there is no backward pass."""
+
+    @property
+    def grad_out(self) -> Tensor | None: ...
+
+    @property
+    def trained(self) -> Sequence[Tensor]: ...
+
+
+T = TypeVar("T", bound=Trained)
+
+
+def results(forward: Callable[[T], Tensor], x: T) -> tuple[Tensor, ...]:
+    """What a contender returns that computes ``forward``: the output, then the gradients of what is trained."""
+    if x.grad_out is None:
+        with torch.no_grad():
+            return (forward(x),)
+    out = forward(x)
+    return (out, *torch.autograd.grad(out, x.trained, x.grad_out))
 
 
 class Bench(ABC, Generic[C, X]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Bench, Case, Contender
+from vr_kernels.cli.measure.bench import Bench, Case, Contender, results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +81,6 @@ class Inputs:
 
 
 Forward = Callable[[Inputs], Tensor]
-
-
-def results(forward: Forward, x: Inputs) -> tuple[Tensor, ...]:
-    """The output, and with a backward pass the gradients of locations, weights and levels."""
-    if x.grad_out is None:
-        with torch.no_grad():
-            return (forward(x),)
-    out = forward(x)
-    return (out, *torch.autograd.grad(out, x.trained, x.grad_out))
 
 
 def operator(backend: str | None) -> Forward:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vr_kernels.cli.measure.bench import Bench, Contender
+from vr_kernels.cli.measure.bench import Bench, Contender, results
 from vr_kernels.cli.measure.bidirectional_attention import contenders
 from vr_kernels.cli.measure.bidirectional_attention.cases import SHAPES, Inputs, LayerCase, make_inputs
 from vr_kernels.cli.measure.bidirectional_attention.contenders import BASELINES
@@ -28,7 +28,7 @@ class BidirectionalAttentionBench(Bench[LayerCase, Inputs]):
         return make_inputs(case)
 
     def exact(self, case: LayerCase, x: Inputs) -> tuple[Tensor, ...]:
-        return tuple(result.detach() for result in contenders.results(contenders.naive, x.to_float64()))
+        return tuple(result.detach() for result in results(contenders.naive, x.to_float64()))
 
     def contender(self, name: str, case: LayerCase) -> Contender[Inputs]:
         return contenders.make_contender(name)

@@ -10,19 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Contender
+from vr_kernels.cli.measure.bench import Contender, results
 from vr_kernels.cli.measure.bidirectional_attention.cases import Inputs
 
 Forward = Callable[[Inputs], Tensor]
-
-
-def results(forward: Forward, x: Inputs) -> tuple[Tensor, ...]:
-    """The output, and with a backward pass the gradients of the stream and of the weights."""
-    if x.grad_out is None:
-        with torch.no_grad():
-            return (forward(x),)
-    out = forward(x)
-    return (out, *torch.autograd.grad(out, x.trained, x.grad_out))
 
 
 def normalised(x: Inputs) -> Tensor:

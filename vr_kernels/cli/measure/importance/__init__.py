@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Bench, Contender
+from vr_kernels.cli.measure.bench import Bench, Contender, results
 from vr_kernels.cli.measure.importance.cases import COLUMNS, ROWS, Inputs, TokenCase, make_inputs
-from vr_kernels.cli.measure.importance.contenders import COLUMN_FORMS, ROW_FORMS, make_contender, maps, results, rows
+from vr_kernels.cli.measure.importance.contenders import COLUMN_FORMS, ROW_FORMS, make_contender, maps, rows
 
 
 class _TokenBench(Bench[TokenCase, Inputs]):

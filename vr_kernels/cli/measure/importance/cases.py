@@ -64,6 +64,10 @@ class Inputs:
     grad_out: Tensor | None  # (B, N)
 
     @property
+    def trained(self) -> tuple[Tensor, Tensor]:
+        return self.query, self.key
+
+    @property
     def query_rows(self) -> Tensor:
         return self.query if self.rows is None else self.query[:, : self.rows]
 

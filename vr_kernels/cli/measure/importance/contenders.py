@@ -9,19 +9,10 @@ import torch
 from torch import Tensor
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Contender
+from vr_kernels.cli.measure.bench import Contender, results
 from vr_kernels.cli.measure.importance.cases import Inputs
 
 Forward = Callable[[Inputs], Tensor]
-
-
-def results(forward: Forward, x: Inputs) -> tuple[Tensor, ...]:
-    """(B, N), and with a backward pass the gradients of query and key."""
-    if x.grad_out is None:
-        with torch.no_grad():
-            return (forward(x),)
-    out = forward(x)
-    return (out, *torch.autograd.grad(out, (x.query, x.key), x.grad_out))
 
 
 def maps(x: Inputs) -> Tensor:

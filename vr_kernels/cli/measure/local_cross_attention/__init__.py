@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vr_kernels.cli.measure.bench import Bench, Contender
+from vr_kernels.cli.measure.bench import Bench, Contender, results
 from vr_kernels.cli.measure.local_cross_attention import contenders
 from vr_kernels.cli.measure.local_cross_attention.cases import SHAPES, Inputs, WindowCase, make_inputs
 from vr_kernels.cli.measure.local_cross_attention.contenders import BASELINES, CUDA_ONLY
@@ -30,7 +30,7 @@ class LocalCrossAttentionBench(Bench[WindowCase, Inputs]):
 
     def exact(self, case: WindowCase, x: Inputs) -> tuple[Tensor, ...]:
         """The naive form, image by image: its windows are held for one image at a time."""
-        images = [contenders.results(contenders.naive, x.to_float64(image)) for image in range(x.query.shape[0])]
+        images = [results(contenders.naive, x.to_float64(image)) for image in range(x.query.shape[0])]
         columns = list(zip(*images, strict=True))
         of_tokens = [torch.cat(column) for column in columns[:2]]  # output and query gradient
         of_weights = [torch.stack(column).sum(0) for column in columns[2:]]

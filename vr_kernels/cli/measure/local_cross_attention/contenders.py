@@ -11,19 +11,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Contender
+from vr_kernels.cli.measure.bench import Contender, results
 from vr_kernels.cli.measure.local_cross_attention.cases import Inputs, WindowCase
 
 Forward = Callable[[Inputs], Tensor]
-
-
-def results(forward: Forward, x: Inputs) -> tuple[Tensor, ...]:
-    """The output, and with a backward pass the gradients of what is trained: query and both weights."""
-    if x.grad_out is None:
-        with torch.no_grad():
-            return (forward(x),)
-    out = forward(x)
-    return (out, *torch.autograd.grad(out, x.trained, x.grad_out))
 
 
 def windows_of(x: Inputs) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vr_kernels.cli.measure.bench import Bench, Contender
+from vr_kernels.cli.measure.bench import Bench, Contender, results
 from vr_kernels.cli.measure.token_fusion import contenders
 from vr_kernels.cli.measure.token_fusion.cases import SHAPES, FusionCase, Inputs, make_inputs
 from vr_kernels.cli.measure.token_fusion.contenders import BASELINES, CUDA_ONLY
@@ -30,7 +30,7 @@ class TokenFusionBench(Bench[FusionCase, Inputs]):
         return make_inputs(case)
 
     def exact(self, case: FusionCase, x: Inputs) -> tuple[Tensor, ...]:
-        exact = contenders.results(contenders.operator("linear"), x.to_float64())
+        exact = results(contenders.operator("linear"), x.to_float64())
         return tuple(result.detach() for result in exact)
 
     def contender(self, name: str, case: FusionCase) -> Contender[Inputs]:
