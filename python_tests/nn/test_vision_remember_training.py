@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from python_tests.nn.test_vision_remember import block_of
 from vr_kernels import VisionRemember, VisionTokenMap
 
 Gradients = dict[str, Tensor]
+ROOT = Path(__file__).parents[2]
 
 
 def arguments(inputs: Batch) -> tuple[Any, ...]:
@@ -182,7 +184,8 @@ def worker(rank: int, folder: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_two_processes_get_the_gradient_of_one(way: str, tmp_path: Path) -> None:
+def test_two_processes_get_the_gradient_of_one(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])  # where the other processes find this file
     mp.spawn(worker, (str(tmp_path), way), nprocs=2)
     block, inputs = shared_block()
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
