@@ -64,7 +64,9 @@ def check(cell: Cell, backend: str) -> None:
 
     wanted = [] if cell.direction == "forward" else None
     reference = run("reference")
-    assert_obeys_the_error_rule(run(backend), reference, reference, lambda seed: draw(cell, seed), wanted=wanted)
+    assert_obeys_the_error_rule(
+        run(backend), reference, reference, lambda seed: draw(cell, seed), draws=cell.subject.draws, wanted=wanted
+    )
 
 
 def draw(cell: Cell, seed: int) -> Call:

@@ -34,6 +34,7 @@ class Subject:
     forms: dict[str, Draw]
     options: dict[str, tuple[Draw, dict[str, bool]]]
     autocast: frozenset[str] = frozenset()  # the arguments that autocast casts
+    draws: int = 3  # of a cell of the matrix: more where a call's results are few, lest the largest error be luck
 
     def run(self, backend: str | None) -> Callable[..., tuple[Tensor, ...]]:
         """The operator by a backend, its outputs a tuple even where there is one."""
@@ -128,6 +129,7 @@ ATTENTION_IMPORTANCE = Subject(
         "heads": ({"reduce_heads": None}, {}),
     },
     frozenset({"query_rows", "key"}),
+    draws=16,
 )
 ATTENTION_RECEIVED = Subject(
     "attention_received",
@@ -151,6 +153,7 @@ ATTENTION_RECEIVED = Subject(
         "heads": ({"reduce_heads": None}, {}),
     },
     frozenset({"query", "key"}),
+    draws=16,
 )
 
 STREAM_SIZES = (
