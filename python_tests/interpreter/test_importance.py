@@ -1,4 +1,4 @@
-"""Attention importance in Triton beyond the coverage matrix: several tiles, sizes that fill none, and the edges."""
+"""Importance in Triton beyond the coverage matrix: several tiles, sizes that fill none, and the edges."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import vr_kernels
 from python_tests._cases import DTYPES
 from python_tests._errors import assert_obeys_the_error_rule, evaluate
-from python_tests._importance import importance_call
-from python_tests._operators import ATTENTION_IMPORTANCE, Subject
+from python_tests._importance import importance_call, received_call
+from python_tests._operators import ATTENTION_IMPORTANCE, ATTENTION_RECEIVED, Subject
 from python_tests.ops.test_attention_importance import (  # noqa: F401
     test_a_nan_stays_in_its_own_row,
     test_empty_calls_give_empty_results,
@@ -50,6 +50,41 @@ def test_importance_obeys_the_error_rule(case: str, dtype: torch.dtype) -> None:
     assert_obeys(ATTENTION_IMPORTANCE, dtype, IMPORTANCE[case])
 
 
+# Tiles have 64 rows and columns at most, in float32 32.
+RECEIVED: dict[str, dict[str, Any]] = {
+    "several tiles": {"tokens": 131, "heads": 2, "kv_heads": 1},
+    "several tiles, causal": {"tokens": 131, "heads": 2, "kv_heads": 1, "causal": True, "peaked": 4.0},
+    "tiles across short sequences": {"packed": True, "batch": 7, "tokens": 19, "causal": True},
+    "a given log-sum-exp": {"packed": True, "batch": 3, "tokens": 47, "lse": True, "scale": -0.4},
+    "one channel": {"width": 1, "heads": 3, "kv_heads": 1},
+    "the widest heads": {"width": 256, "tokens": 37, "heads": 1, "kv_heads": 1},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", RECEIVED)
+def test_received_obeys_the_error_rule(case: str, dtype: torch.dtype) -> None:
+    assert_obeys(ATTENTION_RECEIVED, dtype, RECEIVED[case])
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(0, 5), (2, 0), (2, 1)])
+def test_received_takes_the_smallest_calls(batch: int, tokens: int) -> None:
+    call = received_call(batch=batch, tokens=tokens)
+    results = evaluate(ATTENTION_RECEIVED.run("triton"), call, [torch.ones(batch, tokens)])
+    assert torch.equal(results["output 0"], torch.ones(batch, tokens))
+    torch.testing.assert_close(results["d query"], torch.zeros_like(call["query"]), rtol=0, atol=1e-6)
+
+
+def test_received_gradients_that_nobody_asks_for_are_not_made() -> None:
+    call = received_call(lse=True)
+    expected = evaluate(ATTENTION_RECEIVED.run("reference"), call, [torch.ones(2, 7)])
+    for name in ("query", "key", "lse"):
+        arguments = call | {name: call[name].clone().requires_grad_()}
+        vr_kernels.attention_received(**arguments, backend="triton").sum().backward()
+        torch.testing.assert_close(arguments[name].grad, expected[f"d {name}"])
+        assert all(arguments[other].grad is None for other in ("query", "key", "lse") if other != name)
+
+
 def strided(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers with every stride another and NaN between them."""
     apart = torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)
@@ -63,6 +98,14 @@ def test_importance_reads_any_strides(packed: bool) -> None:
     expected = evaluate(ATTENTION_IMPORTANCE.run("triton"), call, cotangents)
     call |= {name: strided(call[name]) for name in ("query_rows", "key")}
     for name, result in evaluate(ATTENTION_IMPORTANCE.run("triton"), call, cotangents).items():
+        torch.testing.assert_close(result, expected[name], rtol=0, atol=0, msg=name)
+
+
+def test_received_reads_any_strides() -> None:
+    call = received_call(tokens=19)
+    expected = evaluate(ATTENTION_RECEIVED.run("triton"), call, [torch.ones(2, 19)])
+    call |= {name: strided(value) for name, value in call.items()}
+    for name, result in evaluate(ATTENTION_RECEIVED.run("triton"), call, [torch.ones(2, 19)]).items():
         torch.testing.assert_close(result, expected[name], rtol=0, atol=0, msg=name)
 
 
