@@ -13,11 +13,11 @@ import vr_kernels
 from python_tests._cases import DTYPES, Call
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
 from python_tests._importance import importance_call
-from python_tests._operators import ATTENTION_IMPORTANCE
+from python_tests._operators import ATTENTION_IMPORTANCE, backends_of
 from vr_kernels import _C
 from vr_kernels.ops.attention_importance.native import NativeRows
 
-BACKENDS = ["cpu", "reference"]
+BACKENDS = [*backends_of(ATTENTION_IMPORTANCE), "reference"]
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
 

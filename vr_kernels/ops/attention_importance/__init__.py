@@ -13,6 +13,7 @@ from vr_kernels.ops._dispatch import Backend, Operator, register
 from vr_kernels.ops._importance import KINDS, ImportanceRequest, check_rows, reduce, typical_rows
 from vr_kernels.ops._registration import cast_for_autocast
 from vr_kernels.ops._sequences import check_cu_seqlens_values
+from vr_kernels.ops._triton import heads, support
 from vr_kernels.ops.attention_importance import op, reference
 
 __all__ = ["attention_importance"]
@@ -47,7 +48,7 @@ def attention_importance(
         scale: of the scores; None is 1/sqrt(d).
         cu_seqlens: (S + 1,) int32 or int64, rising from 0 to T, for S packed sequences: query_rows (S, R, h, d), key
             (T, h_kv, d). Values are checked on the CPU (not inside compiled graphs); tokens past the bounds get 0.
-        backend: None chooses; "cpu" or "reference" by name: it runs or it raises.
+        backend: None chooses; "cpu", "triton" or "reference" by name: it runs or it raises.
 
     Returns:
         (B, N), packed (T,), in the query's dtype; (B, h, N) or (h, T) where ``reduce_heads`` is None. Differentiable
@@ -122,6 +123,7 @@ OPERATOR: Operator[ImportanceRequest] = Operator(
     "attention_importance",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("triton", refuses=heads.refuses, passed_over=support.experimental),
         Backend("reference"),
     ),
     _request,

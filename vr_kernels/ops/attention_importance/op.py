@@ -16,6 +16,7 @@ from vr_kernels.ops._registration import (
     refuse_other_modes,
 )
 from vr_kernels.ops.attention_importance.native import NativeRows
+from vr_kernels.ops.attention_importance.triton import TritonRows
 
 # Returns the weights of every head and row, (B, h, R, N) or packed (h, R, T), float32: torch reduces them.
 SCHEMA = """attention_importance(Tensor query_rows, Tensor key, Tensor? key_mask, Tensor? cu_seqlens, bool softmax,
@@ -54,7 +55,7 @@ class RowKernel(Protocol):
         """ds = w (grad - sum w grad), or grad where there is no softmax; dq = scale ds k, dk = scale ds^T q."""
 
 
-KERNELS: dict[str, RowKernel] = {"cpu": NativeRows()}
+KERNELS: dict[str, RowKernel] = {"cpu": NativeRows(), "triton": TritonRows()}
 
 
 def forward(*arguments: Any) -> Tensor:

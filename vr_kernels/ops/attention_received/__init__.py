@@ -14,6 +14,7 @@ from vr_kernels.ops._dispatch import Backend, Operator, register
 from vr_kernels.ops._importance import KINDS, ImportanceRequest, check_received, reduce, typical_columns
 from vr_kernels.ops._registration import cast_for_autocast
 from vr_kernels.ops._sequences import check_cu_seqlens_values, sequence_of_tokens
+from vr_kernels.ops._triton import heads, support
 from vr_kernels.ops.attention_received import op, reference
 from vr_kernels.ops.attention_received.density import attention_density
 
@@ -49,8 +50,8 @@ def attention_received(
             It is believed, and has a gradient of its own.
         reduce_heads: "mean", "sum", "max"; None keeps the heads. Equal largest weights share a gradient.
         scale: of the scores; None is 1/sqrt(d).
-        backend: None chooses; "cpu", "blocked" (plain PyTorch, a block of rows at a time) or "reference" (the
-            definition, which makes the map) by name: it runs or it raises.
+        backend: None chooses; "cpu", "triton", "blocked" (plain PyTorch, a block of rows at a time) or "reference"
+            (the definition, which makes the map) by name: it runs or it raises.
 
     Returns:
         (B, N), packed (T,), in the query's dtype; (B, h, N) or (h, T) where ``reduce_heads`` is None. Differentiable
@@ -108,6 +109,7 @@ OPERATOR: Operator[ImportanceRequest] = Operator(
     "attention_received",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
+        Backend("triton", refuses=heads.refuses, passed_over=support.experimental),
         Backend("blocked"),
         Backend("reference", passed_over=lambda request: "the definition, which makes the attention map"),
     ),

@@ -15,7 +15,7 @@ from vr_kernels.ops._registration import (
     refuse_double_backward,
     refuse_other_modes,
 )
-from vr_kernels.ops.attention_received import blocked, native
+from vr_kernels.ops.attention_received import blocked, native, triton
 
 # Returns the sum over the rows of every head's weights, (B, h, N) or packed (h, T), float32 (float64 for float64).
 SCHEMA = """attention_received(Tensor query, Tensor key, Tensor? cu_seqlens, Tensor? lse, bool causal, float scale,
@@ -35,6 +35,7 @@ class Passes(NamedTuple):
 
 BACKENDS = {
     "cpu": Passes(native.forward, native.backward),
+    "triton": Passes(triton.forward, triton.backward),
     "blocked": Passes(blocked.forward, blocked.backward),
 }
 
