@@ -44,12 +44,13 @@ $(OLDEST_TRITON): | $(VENV)/.torch
 # The tests of native code, on a second copy of the package whose native module checks every memory access. Its runtime
 # must be loaded before Python's own libraries. Leaks are not looked for: Python keeps memory until it ends.
 SANITIZED := $(CURDIR)/build/sanitizer
+PURE_PYTHON := registration fake_cuda gradcheck dispatch token_selection bidirectional_attention
 RUNTIME = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 test-sanitizer: $(VENV)/.with-test
 	VR_KERNELS_SANITIZE=1 VR_KERNELS_CUDA=0 \
 	    $(BIN)/pip install --no-build-isolation --no-deps --upgrade --target $(SANITIZED) .
 	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) $(PYTEST) python_tests/ops python_tests/cuda \
-	    $(addprefix --ignore=python_tests/ops/test_,registration.py fake_cuda.py gradcheck.py dispatch.py)
+	    -k "not 250_repeats" $(addprefix --ignore=python_tests/ops/test_,$(PURE_PYTHON:=.py))
 
 # The CPU's twin of a GPU, which runs the CUDA kernels' own source in the tests.
 TWIN := $(shell find python_tests/cuda/twin -type f)
