@@ -134,7 +134,7 @@ def test_local_attention_of_every_shape(spec: dict[str, Any]) -> None:
     assert_obeys(LOCAL_ATTENTION, draws=5, **spec)
 
 
-@hypothesis.settings(max_examples=8)
+@hypothesis.settings(max_examples=5)
 @hypothesis.given(spec=cross_attention_shapes())
 @CROSS_ATTENTION_KERNELS
 def test_local_cross_attention_of_every_shape(backend: str, spec: dict[str, Any]) -> None:
