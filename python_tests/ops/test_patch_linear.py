@@ -54,7 +54,7 @@ def test_a_bias_in_float32_and_its_gradient_keep_that_dtype(dtype: torch.dtype) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kernel", [1, 2, 3])
 def test_blocks_of_a_few_patches_and_columns(kernel: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "LEAST_ROWS", dict.fromkeys(native.LEAST_ROWS, 5))
+    monkeypatch.setattr(native, "LEAST_ROWS", 5)
     monkeypatch.setattr(native, "PART", 7)
     monkeypatch.setattr(blocked, "LEAST_COLUMNS", 3)
     gathers = []

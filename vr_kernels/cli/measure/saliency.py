@@ -109,6 +109,10 @@ class SaliencyBench(Bench[TowerCase, Inputs]):
     yardstick = "eager"
     outputs = 2
 
+    def keeps_no_buffer(self, name: str) -> bool:
+        """Contenders know the levels of the full tower: a smaller one cannot warm them up."""
+        return True
+
     def quantities(self, case: TowerCase) -> Sequence[str]:
         return (f"hidden_states[{case.level}]", "saliency")
 
