@@ -93,9 +93,12 @@ PACKED: Refusals = {
     "cu_seqlens has shape (1, 5); it must be (S + 1,)": lambda c: {"cu_seqlens": c["cu_seqlens"][None]},
     "cu_seqlens has shape (0,); it must be (S + 1,)": lambda c: {"cu_seqlens": c["cu_seqlens"][:0]},
     "cu_seqlens is torch.float32; it must be int32 or int64": lambda c: {"cu_seqlens": c["cu_seqlens"].float()},
-    "cu_seqlens is [0, 12]; it must rise from 0 to 11": lambda c: {"cu_seqlens": torch.tensor([0, 12])},
-    "cu_seqlens is [1, 11]; it must rise from 0 to 11": lambda c: {"cu_seqlens": torch.tensor([1, 11])},
-    "cu_seqlens is [0, 5, 4, 11]; it must rise from 0 to 11": lambda c: {"cu_seqlens": torch.tensor([0, 5, 4, 11])},
+    "cu_seqlens runs from 0 to 12; it must run from 0 to 11, the tokens":
+        lambda c: {"cu_seqlens": torch.tensor([0, 12])},
+    "cu_seqlens runs from 1 to 11; it must run from 0 to 11, the tokens":
+        lambda c: {"cu_seqlens": torch.tensor([1, 11])},
+    "cu_seqlens[2] is 4, cu_seqlens[1] is 5; it must not decrease":
+        lambda c: {"cu_seqlens": torch.tensor([0, 5, 4, 11])},
     "key has rows 10, query has 11; they must be equal": lambda c: {"key": c["key"][1:]},
     "key_mask is given with packed sequences; it belongs to the padded form":
         lambda c: {"key_mask": ones(11, dtype=torch.bool)},

@@ -142,6 +142,18 @@ class Arguments:
             raise TypeError(f"{self.operator}: {name} is {got.dtype}; it must be int32 or int64")
         return got
 
+    def heads(self, query: Signature, key: Signature) -> None:
+        """The last two sizes, heads and width, of queries and of their keys."""
+        (heads, width), (kv_heads, key_width) = query.shape[-2:], key.shape[-2:]
+        if heads == 0 or width == 0:
+            raise self.error(f"{self.query} has {heads} heads of width {width}; both must be at least 1")
+        if key_width != width:
+            raise self.error(f"key has width {key_width}, {self.query} has {width}; they must be equal")
+        if kv_heads == 0 or heads % kv_heads != 0:
+            raise self.error(
+                f"key has {kv_heads} heads, {self.query} has {heads}; the key's must divide the {self.query}'s"
+            )
+
     def number(self, name: str, value: Any) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat))):
             raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a number or None")
@@ -173,13 +185,16 @@ class Arguments:
         return levels
 
 
+def is_readable(index: Tensor) -> bool:
+    """Whether looking at an index's values costs nothing and gives an answer: plain CPU tensors in untraced code."""
+    if torch.compiler.is_compiling() or type(index) is not Tensor or index.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(index)
+
+
 def check_index_values(operator: str, window_index: Tensor | None, rows: int) -> None:
     """Refuse a window_index that points outside the feature rows. Reads data: plain CPU tensors, untraced code only."""
-    if window_index is None or window_index.numel() == 0 or window_index.device.type != "cpu":
-        return
-    if torch.compiler.is_compiling() or type(window_index) is not Tensor:
-        return
-    if torch._C._functorch.is_functorch_wrapped_tensor(window_index):
+    if window_index is None or not is_readable(window_index) or window_index.numel() == 0:
         return
     low, high = torch.aminmax(window_index)
     if int(low) >= -1 and int(high) < rows:

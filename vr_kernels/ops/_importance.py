@@ -45,7 +45,7 @@ def check_rows(arguments: Arguments, query_rows: Any, key: Any, key_mask: Any, c
     k = arguments.companion("key", key, q)
     packed = cu_seqlens is not None
     arguments.rank("key", k, {3: "(T, h_kv, d) with cu_seqlens"} if packed else {4: "(B, N, h_kv, d)"})
-    _check_heads(arguments, q, k)
+    arguments.heads(q, k)
     sequences, rows = q.shape[:2]
     if rows == 0:
         raise arguments.error(f"{arguments.query} has 0 rows; it must have at least 1")
@@ -55,13 +55,7 @@ def check_rows(arguments: Arguments, query_rows: Any, key: Any, key_mask: Any, c
             raise arguments.error("key_mask is given with cu_seqlens; a packed key holds only tokens that count")
     elif k.shape[0] != sequences:
         raise arguments.error(f"key has batch {k.shape[0]}, {arguments.query} has {sequences}; they must be equal")
-    if key_mask is not None:
-        mask = arguments.tensor("key_mask", key_mask)
-        arguments.same_device("key_mask", mask, q)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{arguments.operator}: key_mask is {mask.dtype}; it must be torch.bool")
-        if mask.shape != k.shape[:2]:
-            raise arguments.error(f"key_mask has shape {mask.shape}; it must be {k.shape[:2]}")
+    arguments.mask("key_mask", key_mask, q, k.shape[:2])
     return _request(q, k, sequences=sequences, rows=rows, packed=packed)
 
 
@@ -76,22 +70,10 @@ def check_received(query: Any, key: Any, cu_seqlens: Any, lse: Any) -> Importanc
     if len(k.shape) != len(q.shape) or k.shape[:-2] != q.shape[:-2]:
         form = (*q.shape[:-2], "h_kv", q.shape[-1])
         raise arguments.error(f"key has shape {k.shape}; it must be ({', '.join(map(str, form))})")
-    _check_heads(arguments, q, k)
+    arguments.heads(q, k)
     sequences = check_cu_seqlens(arguments, cu_seqlens, q) if packed else q.shape[0]
     arguments.auxiliary("lse", lse, q, [q.shape[:-1]])
     return _request(q, k, sequences=sequences, rows=q.shape[-3], packed=packed)
-
-
-def _check_heads(arguments: Arguments, q: Signature, k: Signature) -> None:
-    (heads, width), (kv_heads, key_width) = q.shape[-2:], k.shape[-2:]
-    if heads == 0 or width == 0:
-        raise arguments.error(f"{arguments.query} has {heads} heads of width {width}; both must be at least 1")
-    if key_width != width:
-        raise arguments.error(f"key has width {key_width}, {arguments.query} has {width}; they must be equal")
-    if kv_heads == 0 or heads % kv_heads != 0:
-        raise arguments.error(
-            f"key has {kv_heads} heads, {arguments.query} has {heads}; the key's must divide the {arguments.query}'s"
-        )
 
 
 def _request(q: Signature, k: Signature, *, sequences: int, rows: int, packed: bool) -> ImportanceRequest:

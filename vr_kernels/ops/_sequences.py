@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._arguments import Arguments, Signature
+from vr_kernels.ops._arguments import Arguments, Signature, is_readable
 
 
 def check_cu_seqlens(arguments: Arguments, value: Any, query: Signature, sequences: int | None = None) -> int:
     """The signature of a ``cu_seqlens`` (S+1,); returns S."""
-    got = arguments.tensor("cu_seqlens", value)
-    arguments.same_device("cu_seqlens", got, query)
-    if got.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{arguments.operator}: cu_seqlens is {got.dtype}; it must be int32 or int64")
+    got = arguments.index("cu_seqlens", value, query)
     if len(got.shape) != 1 or got.shape[0] == 0:
         raise arguments.error(f"cu_seqlens has shape {got.shape}; it must be (S + 1,)")
     if sequences is not None and got.shape[0] != sequences + 1:
@@ -30,11 +27,7 @@ def check_cu_seqlens(arguments: Arguments, value: Any, query: Signature, sequenc
 
 def check_cu_seqlens_values(operator: str, cu_seqlens: Tensor | None, tokens: int) -> None:
     """Refuse bounds that do not rise from 0 to the tokens. Reads data: plain CPU tensors, untraced code only."""
-    if cu_seqlens is None or cu_seqlens.device.type != "cpu":
-        return
-    if torch.compiler.is_compiling() or type(cu_seqlens) is not Tensor:
-        return
-    if torch._C._functorch.is_functorch_wrapped_tensor(cu_seqlens):
+    if cu_seqlens is None or not is_readable(cu_seqlens):
         return
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != tokens:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._arguments import Arguments, Signature
+from vr_kernels.ops._arguments import Arguments, Signature, is_readable
 from vr_kernels.ops._dispatch import Request
 
 
@@ -39,13 +39,6 @@ class TokenRequest(Request):
 def typical_request(device: str, dtype: torch.dtype) -> TokenRequest:
     """The stream of Vision Remember's smallest language model."""
     return TokenRequest(device, dtype, width=896)
-
-
-def is_readable(index: Tensor) -> bool:
-    """Whether looking at an index's values costs nothing and gives an answer: plain CPU tensors in untraced code."""
-    if torch.compiler.is_compiling() or type(index) is not Tensor or index.device.type != "cpu":
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(index)
 
 
 def check_token_rows(operator: str, token_rows: Tensor, row_count: int) -> None:

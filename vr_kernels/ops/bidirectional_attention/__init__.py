@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._registration import cast_for_autocast
-from vr_kernels.ops._tokens import is_readable
+from vr_kernels.ops._sequences import check_cu_seqlens, check_cu_seqlens_values
 from vr_kernels.ops.bidirectional_attention import reference, sdpa
 from vr_kernels.ops.bidirectional_attention.sequences import attend_packed, attend_padded
 
@@ -71,7 +70,7 @@ def bidirectional_attention(
     attend = ATTEND[chosen]
     if cu_seqlens is None:
         return attend_padded(attend, query, key, value, guide, guide_mask, key_mask, scale)
-    _check_cu_seqlens(cu_seqlens, query.shape[0])
+    check_cu_seqlens_values("bidirectional_attention", cu_seqlens, query.shape[0])
     return attend_packed(attend, query, key, value, guide, guide_mask, cu_seqlens, scale)
 
 
@@ -97,20 +96,14 @@ def _check(given: tuple[Any, ...]) -> Request:
     q = arguments.tensor("query", query)
     arguments.floating("query", q)
     arguments.rank("query", q, {3: "(T, h, d)", 4: "(B, N, h, d)"})
-    heads, width = q.shape[-2:]
-    if heads == 0 or width == 0:
-        raise arguments.error(f"query has {heads} heads of width {width}; both must be at least 1")
     packed = len(q.shape) == 3
     k = arguments.companion("key", key, q)
     arguments.rank("key", k, {3: "(T, h_kv, d)"} if packed else {4: "(B, M, h_kv, d)"})
     if k.shape[0] != q.shape[0]:
         what = "rows" if packed else "batch"
         raise arguments.error(f"key has {what} {k.shape[0]}, query has {q.shape[0]}; they must be equal")
-    if k.shape[-1] != width:
-        raise arguments.error(f"key has width {k.shape[-1]}, query has {width}; they must be equal")
-    kv_heads = k.shape[-2]
-    if kv_heads == 0 or heads % kv_heads != 0:
-        raise arguments.error(f"key has {kv_heads} heads, query has {heads}; the key's must divide the query's")
+    arguments.heads(q, k)
+    kv_heads, width = k.shape[-2:]
     v = arguments.companion("value", value, q)
     if v.shape != k.shape:
         raise arguments.error(f"value has shape {v.shape}, key has {k.shape}; they must be equal")
@@ -137,20 +130,7 @@ def _sequences(arguments: Arguments, packed: bool, query: Signature, cu_seqlens:
         return query.shape[0]
     if cu_seqlens is None:
         raise arguments.error(f"query has the packed shape {query.shape}, and cu_seqlens is None; give (S + 1,)")
-    bounds = arguments.index("cu_seqlens", cu_seqlens, query)
-    if len(bounds.shape) != 1 or bounds.shape[0] == 0:
-        raise arguments.error(f"cu_seqlens has shape {bounds.shape}; it must be (S + 1,)")
-    return bounds.shape[0] - 1
-
-
-def _check_cu_seqlens(cu_seqlens: Tensor, rows: int) -> None:
-    if not is_readable(cu_seqlens):
-        return
-    bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in itertools.pairwise(bounds)):
-        raise ValueError(
-            f"bidirectional_attention: cu_seqlens is {bounds}; it must rise from 0 to {rows}, the number of rows"
-        )
+    return check_cu_seqlens(arguments, cu_seqlens, query)
 
 
 @remember

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._tokens import is_readable
+from vr_kernels.ops._arguments import is_readable
+from vr_kernels.ops._sequences import sequence_of_tokens, spans
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
@@ -47,10 +47,9 @@ def attend_packed(
     """query (T, h, d), key and value (T, h_kv, d), the guide's key and value (S, h_kv, d)."""
     if not is_readable(cu_seqlens):
         return _attend_blocks(attend, query, key, value, guide, guide_mask, cu_seqlens, scale)
-    bounds = cu_seqlens.tolist()
     outputs = [query[:0]]
-    for s, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        q, k, v = (x[None, start:stop] for x in (query, key, value))  # (1, N, h or h_kv, d)
+    for s, tokens in spans(cu_seqlens):
+        q, k, v = (x[None, tokens] for x in (query, key, value))  # (1, N, h or h_kv, d)
         guide_of_sequence = None if guide is None else (guide[0][s : s + 1], guide[1][s : s + 1])
         mask_of_sequence = None if guide_mask is None else guide_mask[s : s + 1]
         outputs.append(attend_padded(attend, q, k, v, guide_of_sequence, mask_of_sequence, None, scale)[0])
@@ -69,8 +68,7 @@ def _attend_blocks(
 ) -> Tensor:
     """Where cu_seqlens cannot be looked at: all rows in one sequence, under a mask of blocks (T, T + S)."""
     sequences = cu_seqlens.shape[0] - 1
-    row = torch.arange(query.shape[0], device=query.device)
-    sequence = torch.bucketize(row, cu_seqlens.to(row.dtype), right=True) - 1  # (T,): -1 or S outside of all
+    sequence = sequence_of_tokens(cu_seqlens, query.shape[0])  # (T,): -1 or S outside of all
     key_sequence = torch.where(sequence < sequences, sequence, -1)
     if guide is not None:
         key, value = (torch.cat([x, one]) for x, one in zip((key, value), guide, strict=True))
