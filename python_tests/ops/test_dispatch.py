@@ -43,8 +43,8 @@ def test_explain_gives_one_reason_for_each_backend(subject: Subject) -> None:
     explanation = vr_kernels.explain(subject.function, **call)
     operator = next(operator for operator in operators() if operator.name == subject.name)
     assert list(explanation.reasons) == [backend.name for backend in operator.backends]
-    assert explanation.chosen == "cpu"
-    assert explanation.reasons["cpu"] == "chosen"
+    assert explanation.chosen == subject.chosen
+    assert explanation.reasons[subject.chosen] == "chosen"
     assert all(explanation.reasons.values())
     for name, reason in explanation.reasons.items():
         assert f"{name} " in str(explanation)
@@ -83,7 +83,7 @@ def test_explain_raises_where_the_call_itself_would(subject: Subject) -> None:
 def test_explain_computes_nothing(subject: Subject) -> None:
     with FakeTensorMode() as mode:  # nothing can be computed with these
         call = map_tensors(subject.call(), mode.from_tensor)
-        assert vr_kernels.explain(subject.function, **call).chosen == "cpu"
+        assert vr_kernels.explain(subject.function, **call).chosen == subject.chosen
 
 
 @pytest.mark.usefixtures("without_native_module")
@@ -107,6 +107,14 @@ def test_the_choice_is_what_runs(subject: Subject) -> None:
     call = subject.call()
     chosen = vr_kernels.explain(subject.function, **call).chosen
     assert_same(subject.run(None)(**call), subject.run(chosen)(**call))
+
+
+def test_attention_received_takes_the_cpu_pass_where_it_wins() -> None:
+    def chosen(tokens: int) -> str:
+        query = torch.empty(1, tokens, 1, 8)
+        return vr_kernels.explain(vr_kernels.attention_received, query, query).chosen
+
+    assert [chosen(tokens) for tokens in (729, 1023, 1024, 4096)] == ["blocked", "blocked", "cpu", "cpu"]
 
 
 def test_absorption_is_chosen_where_it_is_less_work() -> None:
