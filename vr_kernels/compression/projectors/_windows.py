@@ -28,4 +28,4 @@ def window_mean(features: Tensor, grid: tuple[int, int]) -> Tensor:
     present = (index >= 0)[..., None]  # (n, K, 1)
     rows = features.flatten(1, 2)[:, index.clamp(min=0)]  # (tiles, n, K, C)
     mean: Tensor = rows.masked_fill(~present, 0).sum(2, dtype=wide) / present.sum(1)  # (tiles, n, C)
-    return mean.to(features.dtype).unflatten(1, grid)
+    return mean.to(features.dtype).unflatten(1, grid)  # type: ignore[no-any-return]

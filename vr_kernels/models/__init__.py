@@ -1,0 +1,1 @@
+"""Reference models, as transformers' own classes. Nothing here is imported before it is used."""
