@@ -23,9 +23,10 @@ def window_mean(features: Tensor, grid: tuple[int, int]) -> Tensor:
     height, width = features.shape[1:3]
     wide = torch.promote_types(features.dtype, torch.float32)
     if height % grid[0] == 0 and width % grid[1] == 0:
-        return window_rows(features, grid).mean((3, 4), dtype=wide).to(features.dtype)
+        whole: Tensor = window_rows(features, grid).mean((3, 4), dtype=wide)
+        return whole.to(features.dtype)
     index = window_index_from_grid(height, width, *grid, device=features.device)  # (n, K)
     present = (index >= 0)[..., None]  # (n, K, 1)
     rows = features.flatten(1, 2)[:, index.clamp(min=0)]  # (tiles, n, K, C)
     mean: Tensor = rows.masked_fill(~present, 0).sum(2, dtype=wide) / present.sum(1)  # (tiles, n, C)
-    return mean.to(features.dtype).unflatten(1, grid)
+    return mean.to(features.dtype).view(len(features), *grid, features.shape[-1])

@@ -58,6 +58,13 @@ class Projector(nn.Module, ABC):
         self.feature_dims, self.hidden_size = dims, hidden_size
         self.window = checked_pair(arguments, "window", window)
 
+    def reset_parameters(self) -> None:
+        """Start anew, every layer as it does itself: what a projector built on the meta device needs."""
+        for module in reversed([*self.modules()][1:]):  # inner layers first, for an outer one may know better
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if reset is not None:
+                reset()
+
     @property
     def num_levels(self) -> int:
         """How many levels ``forward`` takes."""
