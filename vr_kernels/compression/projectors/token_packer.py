@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vr_kernels.compression.projectors._windows import window_index
 from vr_kernels.compression.projectors.base import Projector
 from vr_kernels.nn._patch_linear import PatchLinear
-from vr_kernels.ops import local_attention, window_index_from_grid
+from vr_kernels.ops import local_attention
 from vr_kernels.ops._arguments import Arguments
 
 NORM_EPS = 1e-6
@@ -90,7 +91,8 @@ class TokenPackerProjector(Projector):
     @classmethod
     def default_levels(cls, depth: int) -> tuple[int, ...]:
         """``hidden_states`` 12, 16, 22 and 23 of 24 blocks; of another depth the same fractions, each once."""
-        return tuple(sorted({level for level in (depth // 2, depth * 2 // 3, depth - 2, depth - 1) if level > 0}))
+        levels = (depth // 2, depth * 2 // 3, depth - 2, depth - 1)
+        return tuple(sorted({max(level, 1) for level in levels}))
 
     def project(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
         query = self.query_proj(self.query_norm(self.query_in(_resized(levels[-1], grid))))  # (tiles, n_h, n_w, E)
@@ -107,7 +109,7 @@ class TokenPackerProjector(Projector):
             out = local_attention(query, key, value, backend=self.backend)
             assert isinstance(out, Tensor)
             return out.flatten(0, 2)
-        index = window_index_from_grid(*sizes, *grid, batch=tiles, device=query.device)
+        index = window_index(key, (grid[0], grid[1]), batch=tiles)  # (tiles * n, K)
         query, key, value = (x.flatten(0, 2) for x in (query, key, value))
         out = local_attention(query, key, value, window_index=index, backend=self.backend)
         assert isinstance(out, Tensor)
