@@ -61,6 +61,27 @@ def check_leading_shape(operation: str, name: str, vision_map: VisionTokenMap, s
         raise ValueError(f"{operation}: {name} has leading shape {shape}; the map was made for {allowed}")
 
 
+def check_whole_windows(operation: str, vision_map: VisionTokenMap, window: tuple[int, int] | None) -> None:
+    """Refuse a map without a grid, and, where ``window`` is given, one whose windows are not all of that size."""
+    if vision_map.grid is None or vision_map.feature_grid is None:
+        raise ValueError(f"{operation}: the map has no grid; build it with from_grid or from_slots")
+    if window is None:
+        return
+    whole = tuple(n * size for n, size in zip(vision_map.grid, window, strict=True))
+    if whole != tuple(vision_map.feature_grid):
+        raise ValueError(
+            f"{operation}: the map has feature_grid {tuple(vision_map.feature_grid)} and grid "
+            f"{tuple(vision_map.grid)}; with window {window} feature_grid must be {whole}"
+        )
+
+
+def refuse_unread(operation: str, **given: Tensor | None) -> None:
+    """Refuse what a block takes for the sake of a common call, and would not read."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{operation}: {name} is given, and this block reads none; it must be None")
+
+
 def as_table(tensor: Tensor, trailing: int) -> Tensor:
     """(M, ...): a view where the tiles lie without gaps."""
     return tensor if tensor.dim() == 1 + trailing else tensor.flatten(0, 2)
