@@ -93,6 +93,7 @@ def test_an_image_that_truncation_removed_is_no_row() -> None:
 def test_it_moves_and_is_replaced_whole() -> None:
     slots, _ = slots_of(unpad=True)
     vision_map = VisionTokenMap.from_slots(slots, grid=GRID, feature_grid=(4, 9), tiles=TILES)
+    vision_map = dataclasses.replace(vision_map, newline_rows=torch.tensor([[11], [-1], [71]]))
     moved = vision_map.to("meta")
     for field in dataclasses.fields(vision_map):
         old, new = getattr(vision_map, field.name), getattr(moved, field.name)
@@ -141,6 +142,13 @@ VALUE_FAULTS: dict[str, dict[str, Any]] = {
     "window_index[2, 0] is 6; it must be -1 (absent) or a feature row in [0, 6)": {
         "window_index": torch.tensor([[0, 1], [2, 3], [6, -1]])
     },
+    "newline_rows has shape (1, 2); it must be (I, M) with I = 2": {"newline_rows": torch.tensor([[2, 3]])},
+    "newline_rows[0, 1] is 8; it must be -1 (padding) or a row b*T + t in [0, 8)": {
+        "newline_rows": torch.tensor([[2, 8], [-1, -1]])
+    },
+    "newline_rows[1, 0] is in sample 0, image_sample[1] is 1;": {"newline_rows": torch.tensor([[2], [3]])},
+    "newline_rows names a row twice, or one of token_rows;": {"newline_rows": torch.tensor([[2, 2], [-1, 6]])},
+    "newline_rows names a row twice, or one of token_rows; each": {"newline_rows": torch.tensor([[1], [-1]])},
     "grid is (1, 3) and feature_grid is None; give both of them, or neither": {"grid": (1, 3)},
     "cells is given and grid is None": {"cells": torch.tensor([0, 1, 2])},
     "grid is (0, 3); it must be two integers of at least 1": GRIDS | {"grid": (0, 3)},
@@ -165,6 +173,7 @@ def test_tables_that_do_not_fit_are_refused(words: str, fault: dict[str, Any]) -
         ("token_rows is torch.float32; it must be torch.int64", {"token_rows": torch.zeros(2, 2)}),
         ("window_index is torch.int16; it must be torch.int32 or torch.int64",
          {"window_index": TABLES["window_index"].short()}),
+        ("newline_rows is torch.int32; it must be torch.int64", {"newline_rows": torch.tensor([[2], [6]]).int()}),
         ("image_sample is a list; it must be a torch.Tensor", {"image_sample": [0, 1]}),
         ("window_index is None; it must be a torch.Tensor", {"window_index": None}),
     ],

@@ -36,6 +36,8 @@ class VisionTokenMap:
         cells: (V,) int64, cell (tile*n_h + row)*n_w + column of each token; None where the tokens are all the cells in
             order, so that a table of features is read as a grid.
         rows: (V,) int64, token_rows without its padding; None computes it.
+        newline_rows: (I, M) int64, row b*T + t of each image's newline tokens, -1 = padding; they are keys to layers
+            that ask for them, and no vision tokens. None: not known.
 
     Raises:
         ValueError: shapes that do not fit; on the CPU also rows out of range, named twice or in another sample.
@@ -55,13 +57,15 @@ class VisionTokenMap:
     feature_grid: tuple[int, int] | None = None
     cells: Tensor | None = None
     rows: Tensor = None  # type: ignore[assignment]  # a field, so that dataclasses.replace keeps it
+    newline_rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         arguments = Arguments("VisionTokenMap")
-        tables = ("token_rows", "image_sample", "window_index", "cells", "rows")
+        optional = ("cells", "rows", "newline_rows")
+        tables = ("token_rows", "image_sample", "window_index", *optional)
         values = [getattr(self, name) for name in tables]
         for name, value, got in zip(tables, values, signatures(*values), strict=True):
-            if value is None and name in ("cells", "rows"):
+            if value is None and name in optional:
                 continue
             table = arguments.tensor(name, got)
             allowed = (torch.int32, torch.int64) if name == "window_index" else (torch.int64,)
@@ -74,6 +78,13 @@ class VisionTokenMap:
             raise arguments.error(
                 f"image_sample has shape {tuple(self.image_sample.shape)}; it must be (I,) = "
                 f"{tuple(self.token_rows.shape[:1])}"
+            )
+        if self.newline_rows is not None and (
+            self.newline_rows.dim() != 2 or len(self.newline_rows) != len(self.token_rows)
+        ):
+            raise arguments.error(
+                f"newline_rows has shape {tuple(self.newline_rows.shape)}; it must be (I, M) with I = "
+                f"{len(self.token_rows)}"
             )
         check_sizes(arguments, "sequence_shape", self.sequence_shape)
         if isinstance(self.feature_rows, bool) or not isinstance(self.feature_rows, int) or self.feature_rows < 0:
@@ -109,25 +120,16 @@ class VisionTokenMap:
             )
 
     def _check_values(self, arguments: Arguments) -> None:
-        batch, length = self.sequence_shape
-        outside = (self.token_rows < -1) | (self.token_rows >= batch * length)
-        if outside.any():
-            i, n = outside.nonzero()[0].tolist()
-            raise arguments.error(
-                f"token_rows[{i}, {n}] is {int(self.token_rows[i, n])}; it must be -1 (padding) or a row b*T + t in "
-                f"[0, {batch * length})"
-            )
         if not torch.equal(self.rows, self.token_rows[self.token_rows >= 0]):
             raise arguments.error("rows is not token_rows without its padding; leave it out")
+        self._check_rows(arguments, "token_rows", self.token_rows)
         if len(self.rows.unique()) != len(self.rows):
             raise arguments.error("token_rows names a row twice; each vision token stands in one place")
-        elsewhere = (self.token_rows >= 0) & (self.token_rows // length != self.image_sample[:, None])
-        if elsewhere.any():
-            i, n = elsewhere.nonzero()[0].tolist()
-            raise arguments.error(
-                f"token_rows[{i}, {n}] is in sample {int(self.token_rows[i, n]) // length}, image_sample[{i}] is "
-                f"{int(self.image_sample[i])}; an image stands in one sample"
-            )
+        if self.newline_rows is not None:
+            self._check_rows(arguments, "newline_rows", self.newline_rows)
+            rows = torch.cat([self.rows, self.newline_rows[self.newline_rows >= 0]])
+            if len(rows.unique()) != len(rows):
+                raise arguments.error("newline_rows names a row twice, or one of token_rows; each stands in one place")
         check_index_values(arguments.operator, self.window_index, self.feature_rows)
         cells = self.num_tiles * self.grid[0] * self.grid[1] if self.grid is not None else 0
         if self.cells is not None:
@@ -141,6 +143,24 @@ class VisionTokenMap:
             windows = window_index_from_grid(*self.feature_grid, *self.grid, batch=self.num_tiles)
             if not torch.equal(self.window_index, windows if self.cells is None else windows[self.cells]):
                 raise arguments.error("window_index is not that of the grid; give no grid with windows of your own")
+
+    def _check_rows(self, arguments: Arguments, name: str, table: Tensor) -> None:
+        """Each row of the table (I, N) is one of its image's sample, or padding."""
+        batch, length = self.sequence_shape
+        outside = (table < -1) | (table >= batch * length)
+        if outside.any():
+            i, n = outside.nonzero()[0].tolist()
+            raise arguments.error(
+                f"{name}[{i}, {n}] is {int(table[i, n])}; it must be -1 (padding) or a row b*T + t in "
+                f"[0, {batch * length})"
+            )
+        elsewhere = (table >= 0) & (table // length != self.image_sample[:, None])
+        if elsewhere.any():
+            i, n = elsewhere.nonzero()[0].tolist()
+            raise arguments.error(
+                f"{name}[{i}, {n}] is in sample {int(table[i, n]) // length}, image_sample[{i}] is "
+                f"{int(self.image_sample[i])}; an image stands in one sample"
+            )
 
     @property
     def num_tiles(self) -> int:
