@@ -288,6 +288,19 @@ def test_the_state_dict_s_names_and_shapes_are_stable() -> None:
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), module.parameters(), strict=True))
 
 
+def test_a_complete_call_is_the_same_and_what_is_not_complete_is_refused() -> None:
+    module, given = layer(), batch()
+    whole = given | {"token_rows": ROWS[:1], "image_sample": SAMPLE[:1]}
+    torch.testing.assert_close(module(**whole, complete=True), module(**whole))
+    for fault in (
+        {"token_rows": torch.tensor([[2, 3, 4, -1]])},
+        {"image_sample": torch.tensor([1])},  # without text
+        {"key_rows": torch.tensor([[6, -1]])},
+    ):
+        with pytest.raises(ValueError, match="complete is True, and a row is padding or a sample without text"):
+            module(**(whole | fault), complete=True)
+
+
 def test_it_is_built_where_and_as_asked() -> None:
     module = BidirectionalTokenAttention(12, 2, device="meta", dtype=torch.bfloat16)
     assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}

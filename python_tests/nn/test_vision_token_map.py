@@ -116,6 +116,35 @@ def test_any_geometry_may_be_given_as_tables() -> None:
     assert (vision_map.num_tiles, vision_map.ragged) == (0, False)
 
 
+def test_it_knows_whether_anything_is_missing_without_asking_a_device() -> None:
+    mask = torch.tensor([[True] * 4 + [False] * 2, [False] * 2 + [True] * 4])
+    whole = VisionTokenMap.from_grid(mask, grid=(2, 2), feature_grid=(4, 4))
+    ragged = VisionTokenMap.from_grid(mask, grid=(1, 2), feature_grid=(2, 2), tiles=[1, 1, 2])
+    assert (whole.padded, ragged.padded) == (False, True)
+    assert (whole.to("meta").padded, ragged.to("meta").padded) == (False, True)
+    assert whole.newlines_padded is None
+    for rows, padded in (([[4], [6]], False), ([[4], [-1]], True)):
+        newlines = dataclasses.replace(whole, newline_rows=torch.tensor(rows))
+        assert newlines.newlines_padded is padded
+        assert newlines.to("meta").newlines_padded is padded
+    assert not whole.text_in_every_sample
+    told = whole.with_text(~mask)
+    assert told.text_in_every_sample
+    assert told.to("meta").text_in_every_sample
+    assert not whole.with_text(~mask & torch.tensor([[True], [False]])).text_in_every_sample
+    assert not told.with_text(mask & ~mask).text_in_every_sample
+    first = VisionTokenMap.from_grid(mask & torch.tensor([[True], [False]]), grid=(2, 2), feature_grid=(4, 4))
+    assert first.with_text(~mask & torch.tensor([[True], [False]])).text_in_every_sample, "no image stands in the other"
+    for error, words, fault in (
+        (TypeError, "text_mask is torch.int64; it must be torch.bool", mask.long()),
+        (ValueError, r"text_mask has shape \(2, 5\); it must be \(2, 6\)", mask[:, 1:]),
+        (ValueError, "text_mask is on meta, the map is on cpu", mask.to("meta")),
+        (TypeError, "text_mask is None", None),
+    ):
+        with pytest.raises(error, match=f"^VisionTokenMap.with_text: {words}"):
+            whole.with_text(fault)  # type: ignore[arg-type]
+
+
 TABLES: dict[str, Any] = {
     "token_rows": torch.tensor([[0, 1], [5, -1]]),
     "image_sample": torch.tensor([0, 1]),

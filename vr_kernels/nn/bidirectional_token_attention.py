@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vr_kernels.nn._rotary import rotate
 from vr_kernels.ops import bidirectional_attention, gather_tokens, scatter_add_tokens
-from vr_kernels.ops._arguments import Arguments, signatures
+from vr_kernels.ops._arguments import Arguments, is_readable, signatures
 from vr_kernels.ops._tokens import read_rows
 
 
@@ -126,6 +126,7 @@ class BidirectionalTokenAttention(nn.Module):
         text_mask: Tensor | None = None,
         image_sample: Tensor | None = None,
         position_ids: Tensor | None = None,
+        complete: bool = False,
     ) -> Tensor:
         """The stream with its vision tokens updated; a new tensor.
 
@@ -145,7 +146,7 @@ class BidirectionalTokenAttention(nn.Module):
 
         Raises:
             ValueError, TypeError: as ``vr_kernels.gather_tokens`` does; key_rows of another number of images;
-                position_ids of another shape, or without rope_theta.
+                position_ids of another shape, or without rope_theta; on the CPU, a complete that is not true.
         """
         self._check_options(hidden_states, token_rows, key_rows, position_ids)
         text_mask = None if self.guide is None else text_mask
@@ -162,17 +163,13 @@ class BidirectionalTokenAttention(nn.Module):
             rows = torch.cat([rows, self._mean_guide(hidden_states, text_mask, image_sample)], 1)
         if self.norm == "layer":
             rows = F.layer_norm(rows, rows.shape[-1:], self.norm_weight, self.norm_bias, self.norm_eps)
-        present = (read >= 0) & (read < hidden_states[..., 0].numel())  # (I, N+M)
+        present = self._present(hidden_states, read, text_mask, image_sample, complete)  # (I, N+M or N+M+1)
         projected = self.qkv_proj(rows).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = projected.unbind(2)
         if self.rope_theta is not None:
-            position = self._positions(hidden_states, read.where(present, 0), position_ids)  # (I, N+M)
+            position = self._positions(hidden_states, read, position_ids)  # (I, N+M)
             position = F.pad(position, (0, rows.shape[1] - read.shape[1]))  # and 0, the guide's
             query, key = rotate(projected[:, :, :2], position, self.rope_theta).unbind(2)
-        if text_mask is not None:
-            has_text = text_mask.any(1, keepdim=True)
-            has_text = has_text if image_sample is None else read_rows(has_text, image_sample)  # (I, 1)
-            present = torch.cat([present, has_text], 1)
         attended = bidirectional_attention(query[:, : token_rows.shape[1]], key, value, key_mask=present)
         return scatter_add_tokens(hidden_states, token_rows, self.out_proj(attended.flatten(-2)))
 
@@ -198,12 +195,35 @@ class BidirectionalTokenAttention(nn.Module):
                     f"position_ids has shape {shape}; it must be (B, T) = {(batch, length)} or {(1, length)}"
                 )
 
+    def _present(
+        self,
+        hidden_states: Tensor,
+        read: Tensor,
+        text_mask: Tensor | None,
+        image_sample: Tensor | None,
+        complete: bool,
+    ) -> Tensor | None:
+        """Which keys there are, (I, N+M) and the guide; None where all are known to be."""
+        if complete and not is_readable(read):
+            return None
+        present = (read >= 0) & (read < hidden_states[..., 0].numel())  # (I, N+M)
+        if text_mask is not None:
+            has_text = text_mask.any(1, keepdim=True)
+            has_text = has_text if image_sample is None else read_rows(has_text, image_sample)  # (I, 1)
+            present = torch.cat([present, has_text], 1)
+        if complete and not bool(present.all()):
+            raise ValueError(
+                "BidirectionalTokenAttention: complete is True, and a row is padding or a sample without text; it must "
+                "be False"
+            )
+        return None if complete else present
+
     def _positions(self, hidden_states: Tensor, rows: Tensor, position_ids: Tensor | None) -> Tensor:
-        """Of rows b*T + t (I, N)."""
+        """Of rows b*T + t (I, N); any number for padding."""
         batch, length = hidden_states.shape[:2]
         if position_ids is None or batch * length == 0:
             return rows % max(length, 1)
-        return position_ids.expand(batch, length).flatten()[rows]
+        return position_ids.expand(batch, length).flatten()[rows.clamp(0, batch * length - 1)]
 
     def _mean_guide(self, hidden_states: Tensor, text_mask: Tensor, image_sample: Tensor | None) -> Tensor:
         """(I, 1, D), RMS-normalised where that is the norm; zeros in a sample without text."""

@@ -135,8 +135,18 @@ class VisionRemember(nn.Module):
                     text_mask=text_mask,
                     image_sample=vision_map.image_sample,
                     position_ids=position_ids,
+                    complete=self._complete(vision_map, text_mask),
                 )
         return hidden_states
+
+    def _complete(self, vision_map: VisionTokenMap, text_mask: Tensor | None) -> bool:
+        """Whether the bidirectional layer is known to have every key that it has a place for."""
+        newlines = self.config.newline_keys and vision_map.newline_rows is not None
+        return (
+            not vision_map.padded
+            and (not newlines or vision_map.newlines_padded is False)
+            and (text_mask is None or vision_map.text_in_every_sample)
+        )
 
     def fold_(self) -> VisionRemember:
         """Merge the cross-attention's adjacent linear maps, for inference; see ``TokenFeatureCrossAttention.fold_``."""

@@ -38,6 +38,10 @@ class VisionTokenMap:
         rows: (V,) int64, token_rows without its padding; None computes it.
         newline_rows: (I, M) int64, row b*T + t of each image's newline tokens, -1 = padding; they are keys to layers
             that ask for them, and no vision tokens. None: not known.
+        newlines_padded: whether newline_rows holds padding: looked at on the CPU, elsewhere as given, None unknown.
+        text_in_every_sample: whether every image stands in a sample with text; ``with_text`` sets it.
+
+    The last two, like ``padded``, are known to the host, so that a layer on a GPU need not wait for an answer.
 
     Raises:
         ValueError: shapes that do not fit; on the CPU also rows out of range, named twice or in another sample.
@@ -58,6 +62,8 @@ class VisionTokenMap:
     cells: Tensor | None = None
     rows: Tensor = None  # type: ignore[assignment]  # a field, so that dataclasses.replace keeps it
     newline_rows: Tensor | None = None
+    newlines_padded: bool | None = None
+    text_in_every_sample: bool = False
 
     def __post_init__(self) -> None:
         arguments = Arguments("VisionTokenMap")
@@ -127,6 +133,7 @@ class VisionTokenMap:
             raise arguments.error("token_rows names a row twice; each vision token stands in one place")
         if self.newline_rows is not None:
             self._check_rows(arguments, "newline_rows", self.newline_rows)
+            object.__setattr__(self, "newlines_padded", bool((self.newline_rows < 0).any()))
             rows = torch.cat([self.rows, self.newline_rows[self.newline_rows >= 0]])
             if len(rows.unique()) != len(rows):
                 raise arguments.error("newline_rows names a row twice, or one of token_rows; each stands in one place")
@@ -163,6 +170,11 @@ class VisionTokenMap:
             )
 
     @property
+    def padded(self) -> bool:
+        """Whether token_rows holds padding; a fact of shapes."""
+        return self.token_rows.numel() != len(self.rows)
+
+    @property
     def num_tiles(self) -> int:
         """Tiles of the feature table; 0 without a grid."""
         return 0 if self.feature_grid is None else self.feature_rows // (self.feature_grid[0] * self.feature_grid[1])
@@ -173,6 +185,21 @@ class VisionTokenMap:
         if self.grid is None or self.feature_grid is None:
             return False
         return any(size % n != 0 for size, n in zip(self.feature_grid, self.grid, strict=True))
+
+    def with_text(self, text_mask: Tensor) -> VisionTokenMap:
+        """The same map, told of the (B, T) bool mask of the prompt's text that the layers will get.
+
+        Without it a layer on a GPU must take any sample for one without text. Call it on the CPU, before ``to``.
+
+        Raises:
+            ValueError, TypeError: a mask of another shape, dtype or device.
+        """
+        arguments, shape = Arguments("VisionTokenMap.with_text", query="the map"), tuple(self.sequence_shape)
+        like = arguments.tensor("token_rows", signatures(self.token_rows)[0])
+        (got,) = signatures(text_mask)
+        arguments.tensor("text_mask", got)
+        arguments.mask("text_mask", got, like, shape)
+        return dataclasses.replace(self, text_in_every_sample=bool(text_mask.any(1)[self.image_sample].all()))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> VisionTokenMap:
         """The same map with its tables on ``device``."""
