@@ -26,6 +26,16 @@ def check_stream(operation: str, hidden_states: Tensor, vision_map: VisionTokenM
         )
 
 
+def newline_rows_of(operation: str, vision_map: VisionTokenMap) -> Tensor | None:
+    """The map's, which only a batch without an image may lack: a map that was made without them knows of none."""
+    if vision_map.newline_rows is None and len(vision_map.rows) > 0:
+        raise ValueError(
+            f"{operation}: config.newline_keys is True, and the map has no newline_rows; give it a table (I, M), of "
+            "M = 0 where there is no newline"
+        )
+    return vision_map.newline_rows
+
+
 def checked_levels(
     operation: str,
     vision_map: VisionTokenMap,
