@@ -26,8 +26,9 @@ class Row:
     seconds: Spread
     ratio: Spread  # of its time to ours
     of_floor: float  # the floor's time over its time
-    error: float  # the largest of outputs and gradients, against float64
+    error: float | None  # the largest of outputs and gradients, against float64; None: of another thing
     memory: int | None  # bytes, where it could be measured
+    rival: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ def run_case(bench: AnyBench, case: Case, baselines: Sequence[str], rounds: int,
             seconds=Spread.of(seconds[name]),
             ratio=Spread.of(ratios(seconds[name], seconds["ours"])),
             of_floor=median(ratios(floors, seconds[name])),
-            error=max(error_of[name]),
+            error=max(error_of[name], default=None),
             memory=memory.get(name),
+            rival=contender.rival,
         )
         for name, contender in timed.items()
     ]
