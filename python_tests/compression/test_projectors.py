@@ -176,6 +176,24 @@ def test_default_levels_exist_once_each_in_towers_of_any_depth(name: str) -> Non
 
 
 @every_name
+def test_shapes_are_known_on_the_meta_device(name: str) -> None:
+    projected = projector(name, device="meta")([level.to("meta") for level in features(name)])
+    expected = projector(name)(features(name))
+    assert projected.tokens.shape == expected.tokens.shape
+    assert projected.window_index.device.type == "meta"
+
+
+@every_name
+def test_evaluation_without_gradients_gives_the_tokens_of_training(name: str) -> None:
+    module, levels = projector(name), features(name)
+    expected = module(levels).tokens
+    module.eval()
+    with torch.inference_mode():
+        tokens = module(levels).tokens
+    torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-6)
+
+
+@every_name
 def test_it_is_saved_and_loaded_bit_for_bit(name: str) -> None:
     module, other, levels = projector(name), projector(name), features(name)
     file = io.BytesIO()

@@ -248,8 +248,8 @@ def test_features_and_streams_that_do_not_fit_are_refused(build: Build) -> None:
     [
         (deep, {"level": 2}, "level is 2; it must be in [0, 2)"),
         (deep, {"level": -1}, "level is -1; it must be in [0, 2)"),
-        (deep, {"window": (0, 1)}, "all must be at least 1"),
-        (sva, {"window": (0, 1)}, "all must be at least 1"),
+        (deep, {"window": (0, 1)}, "DeepStack: window is (0, 1); it must be two integers of at least 1"),
+        (sva, {"window": 2}, "SpatialVisionAggregator: window is 2; it must be two integers of at least 1"),
         (sva, {"num_heads": 3}, "num_heads must be a positive divisor of hidden_dim"),
         (sva, {"position_on": "value"}, 'it must be "feature" or "key"'),
     ],
