@@ -16,7 +16,7 @@ from python_tests._cases import Call
 from python_tests._errors import assert_obeys_the_error_rule
 from python_tests.nn._refusion_oracle import aggregator, deep_stack
 from python_tests.nn._vision_batch import GRID, HIDDEN, WIDTHS, Batch, batch
-from vr_kernels import VisionTokenMap
+from vr_kernels import VisionTokenMap, capture_features
 from vr_kernels.nn import DeepStack, SpatialVisionAggregator
 
 Build = Callable[..., nn.Module]
@@ -265,3 +265,22 @@ def test_it_compiles_without_a_graph_break(build: Build) -> None:
     block, inputs = build(zero_init=False, dtype=torch.float32), batch().to(torch.float32)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(compiled, inputs), run(block, inputs), rtol=1e-5, atol=1e-5)
+
+
+@every_block
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_it_reads_what_a_tower_leaves_behind(build: Build, family: str) -> None:
+    from python_tests.integrations._towers import WIDTH, patches, pixels, tower
+
+    encoder, indices = tower(family), (2, 4)
+    with torch.no_grad(), capture_features(encoder, indices) as captured:
+        states = encoder(pixels(), output_hidden_states=True).hidden_states
+    built = SpatialVisionAggregator if build is sva else DeepStack
+    block = built(HIDDEN, (WIDTH, WIDTH), window=(3, 3), zero_init=False)
+    mask = torch.tensor([[False, True, False], [True, False, False]])
+    vision_map = VisionTokenMap.from_grid(mask, grid=(1, 1), feature_grid=(3, 3))
+    hidden_states = torch.randn(2, 3, HIDDEN)
+    expected = block(hidden_states, vision_map, [patches(states[index], family) for index in indices])
+    out = block(hidden_states, vision_map, captured.features)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal((out != hidden_states).any(-1), mask)
