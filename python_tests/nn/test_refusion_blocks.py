@@ -60,7 +60,7 @@ def test_deep_stack_adds_the_merged_window_of_one_level(level: int, unpad: bool)
         ({}, (4, 9)),
         ({"position_on": "key"}, (4, 9)),
         ({"window": None}, (4, 9)),
-        ({"window": None}, (5, 7)),
+        ({"window": None}, (5, 8)),  # windows of three and of four columns
         ({"window": (1, 1)}, (2, 3)),
     ],
     ids=str,
