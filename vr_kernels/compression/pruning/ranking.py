@@ -71,7 +71,7 @@ def attention_of_rows(query: Tensor, key: Tensor, rows: Tensor, valid: Tensor | 
 
 
 def keep_highest(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> Tensor:
-    """Which rows stay where each sequence drops a number of its own: those that are no candidates, and the best that are.
+    """Which rows stay where each sequence drops a number of its own: all but the worst of the candidates.
 
     Of equal scores the lower index wins, as in ``select_dominant_tokens``; a NaN counts as -inf.
 
