@@ -322,7 +322,7 @@ def test_without_a_cache_every_step_is_a_prompt_of_its_own() -> None:
 
 
 BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    ("fast", {}, ValueError, "method is 'fast'; it must be one of fastv, pyramiddrop, sparsevlm, random"),
+    ("fast", {}, ValueError, "method is 'fast'; it must be one of fastv, pyramiddrop, sparsevlm, random, vispruner"),
     ("fastv", {"ratio": 0.5}, TypeError, "fastv has no option 'ratio'; it has layer, keep_ratio"),
     ("fastv", {"layer": 0}, ValueError, "fastv's layer has 0; it must be at least 1"),
     ("fastv", {"layer": LAYERS}, ValueError, f"in front of layer {LAYERS}, counted from 0; the decoder has {LAYERS}"),

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from vr_kernels.integrations._decoder import Decoder, named_arguments
 from vr_kernels.integrations.pruning_pass import MEMORY, Continuation, Memory, Prefill
 from vr_kernels.integrations.pruning_rules import FastV, PyramidDrop, RandomRows, Rule, SparseVLM
+from vr_kernels.integrations.visionzip_models import replace_encoders, restore_encoders
+from vr_kernels.integrations.vispruner import VisPrunerBudget
 
 __all__ = ["apply_pruning", "remove_pruning"]
 
@@ -30,8 +32,8 @@ RULES: Mapping[str, Callable[..., Rule]] = {
 }
 
 
-def apply_pruning(model: M, method: str, **options: Any) -> M:
-    """Let a Hugging Face decoder drop vision tokens while it reads a prompt.
+def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) -> M:
+    """Let a Hugging Face decoder drop vision tokens while it reads a prompt, or see fewer from the start.
 
     Works in place, on Qwen2 and Llama decoders of transformers and on LLaVA, LLaVA-NeXT and LLaVA-OneVision around
     them, also inside a PEFT model. The decoder keeps the attention it was loaded with: scores are made of the queries
@@ -52,11 +54,17 @@ def apply_pruning(model: M, method: str, **options: Any) -> M:
         "sparsevlm": layers=(2, 6, 15), keep_counts=(300, 200, 110), recycled_share=0.3. Behind the layers of these
             numbers, from 0, that many are left, by that layer's attention from the relevant text tokens; a share of the
             dropped is merged into a tenth as many tokens, behind them. Positions are compacted. (arXiv 2410.04417)
+        "vispruner": count=64, important_ratio=0.5. The encoder hands on that many of an image's or tile's patches, in
+            raster order: a share by the CLS row's attention, the others by being unlike the rest. Prompts hold
+            ``count`` placeholders for each; an AnyRes image's tiles come as ``apply_visionzip`` orders them. For
+            LLaVA, LLaVA-NeXT and Video-LLaVA around a CLIP or SigLIP tower and any decoder. (arXiv 2412.01818)
         "random": layer=2, keep_ratio=0.5, seed=0. FastV's place, and chance: the baseline for all of them.
 
     Args:
         model: the model, or one that holds it, for inference. Applied again, the new method replaces the old one.
         method: its name.
+        processor: the model's, whose placeholders must become as many as VisPruner's tokens; None for other methods,
+            and where the caller's own prompts hold as many.
         options: its own, by name.
 
     Returns:
@@ -67,7 +75,8 @@ def apply_pruning(model: M, method: str, **options: Any) -> M:
         ValueError: an unknown method, another type of model, layers that the decoder does not have, options that no
             image can meet; when called, a prompt that does not come in one piece, a mask that does not fit, or a cache
             of fixed length (``cache_implementation="static"``).
-        TypeError: an option that the method does not have, or of another type than it may be.
+        TypeError: an option that the method does not have, or of another type than it may be; a processor for a method
+            that drops tokens inside the decoder, or another model's.
         RuntimeError: when called, a model in training mode: the last token would be the answer's.
 
     >>> from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -81,9 +90,18 @@ def apply_pruning(model: M, method: str, **options: Any) -> M:
     >>> [cache.get_seq_length(layer) for layer in range(4)]  # 8 text tokens, and 12 or 3 vision tokens
     [20, 20, 11, 11]
     """
-    decoder = Decoder("apply_pruning", model)
+    if method == VisPrunerBudget.name:
+        budget = VisPrunerBudget(**_options(method, VisPrunerBudget, options))
+        remove_pruning(model, processor)
+        inner = replace_encoders("apply_pruning", model, processor, budget)
+        setattr(inner, STATE, EncoderPruning(inner))
+        return model
     if method not in RULES:
-        raise ValueError(f"apply_pruning: method is {method!r}; it must be one of {', '.join(RULES)}")
+        known = (*RULES, VisPrunerBudget.name)
+        raise ValueError(f"apply_pruning: method is {method!r}; it must be one of {', '.join(known)}")
+    if processor is not None:
+        raise TypeError(f"apply_pruning: {method} takes no processor, as prompts keep all their placeholders")
+    decoder = Decoder("apply_pruning", model)
     rule = RULES[method](**_options(method, RULES[method], options))
     last = max(stage.dropped for stage in rule.stages)
     if last >= len(decoder.layers):
@@ -96,8 +114,12 @@ def apply_pruning(model: M, method: str, **options: Any) -> M:
     return model
 
 
-def remove_pruning(model: M) -> M:
+def remove_pruning(model: M, processor: Any = None) -> M:
     """Undo ``apply_pruning``: the model computes what it did before, bit for bit. Others stay as they are.
+
+    Args:
+        model: the model that it was applied to.
+        processor: the one that ``apply_pruning`` was given, if any.
 
     >>> from transformers import Qwen2Config, Qwen2ForCausalLM
     >>> config = Qwen2Config(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
@@ -109,17 +131,27 @@ def remove_pruning(model: M) -> M:
     for module in model.modules():
         pruning = vars(module).get(STATE)
         if pruning is not None:
-            pruning.remove()
+            pruning.remove(processor)
             delattr(module, STATE)
     return model
 
 
-def _options(method: str, rule: Callable[..., Rule], options: dict[str, Any]) -> dict[str, Any]:
+def _options(method: str, rule: Callable[..., object], options: dict[str, Any]) -> dict[str, Any]:
     known = list(inspect.signature(rule).parameters)
     for name in options:
         if name not in known:
             raise TypeError(f"apply_pruning: {method} has no option {name!r}; it has {', '.join(known)}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+class EncoderPruning:
+    """What is left behind by a method that acts in front of the decoder: enough to undo it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        self._inner = inner
+
+    def remove(self, processor: Any) -> None:
+        restore_encoders("remove_pruning", self._inner, processor)
 
 
 class Pruning:
@@ -141,7 +173,7 @@ class Pruning:
         else:
             self._generating = _accept_mask(model)
 
-    def remove(self) -> None:
+    def remove(self, processor: Any) -> None:
         for hook in self._hooks:
             hook.remove()
         if self._generating is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vr_kernels.compression.pruning.ranking import budget, keep_attended
+from vr_kernels.compression.pruning.ranking import budget, check_mask, keep_attended
 
 __all__ = ["fastv"]
 
@@ -25,10 +25,14 @@ def fastv(
         (B, N) bool: all rows that are no vision tokens, and the vision tokens that the last row attends to most, in
         the mean over heads. Of equal ones the first stay.
 
+    Raises:
+        ValueError: shapes or devices that do not fit. TypeError: a mask that is not bool.
+
     >>> import torch
     >>> vision = torch.tensor([[False] + 8 * [True] + [False]])
     >>> fastv(torch.randn(1, 1, 4, 8), torch.randn(1, 10, 2, 8), vision, 0.25).sum().item()
     4
     """
+    check_mask("fastv", "vision", vision, key.shape[:2])
     counts = [budget(tokens, keep_ratio) for tokens in vision.sum(1).tolist()]
     return keep_attended(query, key, vision, counts, valid)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vr_kernels.compression.pruning.ranking import budget, keep_attended
+from vr_kernels.compression.pruning.ranking import budget, check_mask, keep_attended
 
 __all__ = ["pyramiddrop"]
 
@@ -34,9 +34,17 @@ def pyramiddrop(
         (B, N) bool: all rows that are no vision tokens, and the vision tokens that the row attends to most, in the mean
         over heads of its softmax over the whole row. Of equal ones the first stay.
 
+    Raises:
+        ValueError: shapes, devices or numbers that do not fit. TypeError: a mask that is not bool.
+
     >>> import torch
     >>> vision = torch.tensor([[False] + 4 * [True] + [False]])  # 4 of 8 are left
     >>> pyramiddrop(torch.randn(1, 1, 4, 8), torch.randn(1, 6, 2, 8), vision, 0.25, [8]).sum().item()
     4
     """
+    check_mask("pyramiddrop", "vision", vision, key.shape[:2])
+    if len(originals) != len(vision):
+        raise ValueError(
+            f"pyramiddrop: originals has {len(originals)} numbers; it must have {len(vision)}, one a sequence"
+        )
     return keep_attended(query, key, vision, [budget(tokens, keep_ratio) for tokens in originals], valid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vr_kernels.compression.pruning.ranking import budget, keep_highest
+from vr_kernels.compression.pruning.ranking import budget, check_mask, keep_highest
 
 __all__ = ["random_rows"]
 
@@ -29,6 +29,7 @@ def random_rows(vision: Tensor, keep_ratio: float = 0.5, *, seed: int = 0) -> Te
     >>> kept.sum().item(), torch.equal(kept, random_rows(vision, 0.5, seed=3))
     (6, True)
     """
+    check_mask("random_rows", "vision", vision, vision.shape[:2])
     counts = vision.sum(1).tolist()
     scores = torch.zeros(vision.shape)
     for sequence, tokens in enumerate(counts):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vr_kernels.ops import attention_importance
 
-__all__ = ["attention_of_last_row", "attention_of_rows", "budget", "keep_attended", "keep_highest"]
+__all__ = ["attention_of_last_row", "attention_of_rows", "budget", "check_mask", "keep_attended", "keep_highest"]
 
 
 def budget(tokens: int, ratio: float) -> int:
@@ -19,6 +19,15 @@ def budget(tokens: int, ratio: float) -> int:
     (288, 3, 7)
     """
     return int(tokens * ratio)
+
+
+def check_mask(operator: str, name: str, mask: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a mask of rows that is not bool, or not of this shape."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{operator}: {name} is {mask.dtype}; it must be torch.bool")
+    if mask.dim() != 2 or tuple(mask.shape) != tuple(shape):
+        expected = tuple(shape) if len(shape) == 2 else "(B, N)"
+        raise ValueError(f"{operator}: {name} has shape {tuple(mask.shape)}; it must be {expected}")
 
 
 def attention_of_last_row(query: Tensor, key: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -87,6 +96,7 @@ def keep_highest(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> T
     >>> keep_highest(scores, torch.tensor([[False, True, True, True, True]]), [1])
     tensor([[ True, False,  True, False, False]])
     """
+    check_mask("keep_highest", "candidates", candidates, scores.shape)
     ranking = scores.masked_fill(scores.isnan(), -torch.inf).sort(dim=-1, descending=True, stable=True).indices
     ordered = candidates.gather(1, ranking)  # candidates first to last, others between them
     place = ordered.cumsum(1)  # of a candidate: 1 for the best

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vr_kernels.compression.pruning.ranking import attention_of_rows
+from vr_kernels.compression.pruning.ranking import attention_of_rows, check_mask
 from vr_kernels.ops.token_selection import select_dominant_tokens
+from vr_kernels.ops.token_selection.reference import cluster_means
 
-__all__ = ["cluster_means", "rate_by_text", "recycle", "text_raters"]
+__all__ = ["density_peak_means", "rate_by_text", "recycle", "text_raters"]
 
 
 def text_raters(embeddings: Tensor, vision: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -30,6 +31,7 @@ def text_raters(embeddings: Tensor, vision: Tensor, valid: Tensor | None = None)
     >>> text_raters(embeddings, torch.tensor([[False, True, True, False, False]]))
     tensor([[False, False, False,  True, False]])
     """
+    check_mask("text_raters", "vision", vision, embeddings.shape[:2])
     valid = torch.ones_like(vision) if valid is None else valid
     embeddings = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32))
     raters = torch.zeros_like(vision)
@@ -63,6 +65,7 @@ def rate_by_text(query: Tensor, key: Tensor, raters: Tensor, valid: Tensor | Non
     >>> rate_by_text(torch.randn(1, 4, 4, 8), torch.randn(1, 4, 2, 8), raters).shape
     torch.Size([1, 4])
     """
+    check_mask("rate_by_text", "raters", raters, key.shape[:2])
     scores = []
     for b in range(key.shape[0]):
         rows = raters[b].nonzero()[:, 0]
@@ -74,7 +77,7 @@ def recycle(dropped: Tensor, scores: Tensor, *, share: float = 0.3, tokens_a_clu
     """What is left of the vision tokens that one sequence drops: the best of them, merged into a few.
 
     The int(n * share) + 1 of the highest scores are clustered, m of them into int(m / tokens_a_cluster) + 1 clusters
-    (``cluster_means``).
+    (``density_peak_means``).
 
     Args:
         dropped: (n, D) hidden states; float32, bfloat16, float16 or float64.
@@ -91,10 +94,10 @@ def recycle(dropped: Tensor, scores: Tensor, *, share: float = 0.3, tokens_a_clu
     if share == 0 or len(dropped) == 0:
         return dropped[:0]
     best = select_dominant_tokens(scores[None], min(int(len(dropped) * share) + 1, len(dropped)))[0]
-    return cluster_means(dropped[best], int(len(best) / tokens_a_cluster) + 1)
+    return density_peak_means(dropped[best], int(len(best) / tokens_a_cluster) + 1)
 
 
-def cluster_means(tokens: Tensor, count: int) -> Tensor:
+def density_peak_means(tokens: Tensor, count: int) -> Tensor:
     """The means of ``count`` clusters by density peaks (DPC-KNN), as SparseVLM's public code finds them.
 
     With distances divided by sqrt(D), a token's density is exp(-mean of the squared distances to its ``count`` nearest,
@@ -107,13 +110,21 @@ def cluster_means(tokens: Tensor, count: int) -> Tensor:
         count: of clusters, at least 1.
 
     Returns:
-        (count, D), the cluster of the highest peak first. Distances and sums are float32 at least.
+        (count, D), the cluster of the highest peak first. Distances and sums are float32 at least. Differentiable in
+        tokens; which belong together has no gradient.
 
-    >>> cluster_means(torch.tensor([[0.0], [2.0], [9.0], [10.0]]), 2).flatten().tolist()
+    Raises:
+        ValueError: a count beyond what there is.
+
+    >>> density_peak_means(torch.tensor([[0.0], [2.0], [9.0], [10.0]]), 2).flatten().tolist()
     [9.5, 1.0]
     """
-    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    if not 1 <= count <= len(tokens):
+        raise ValueError(
+            f"density_peak_means: count is {count}; it must be from 1 to {len(tokens)}, the tokens there are"
+        )
     with torch.no_grad():
+        wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         distance = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist") / tokens.shape[1] ** 0.5
         density = distance.topk(count, largest=False).values.square().mean(1).neg().exp()
         place = torch.arange(len(tokens), device=tokens.device)
@@ -123,6 +134,4 @@ def cluster_means(tokens: Tensor, count: int) -> Tensor:
         centres = (density * height).sort(descending=True, stable=True).indices[:count]
         cluster = distance[centres].argmin(0)  # (n,)
         cluster[centres] = torch.arange(count, device=tokens.device)
-        member = torch.zeros(count, len(tokens), dtype=wide.dtype, device=tokens.device).scatter(0, cluster[None], 1.0)
-        member = member / member.sum(1, keepdim=True)
-    return (member @ wide).to(tokens.dtype)
+    return cluster_means(tokens[None], place[None], cluster[None], count, len(tokens))[0].to(tokens.dtype)
