@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
+from vr_kernels.cli.app import app
 from vr_kernels.cli.measure.fastv import FastVBench, contenders
 from vr_kernels.cli.measure.fastv.cases import SHAPES, make_inputs
 
@@ -64,3 +66,10 @@ def test_operations_are_the_decoders_of_the_rows_that_each_layer_sees() -> None:
 def test_a_backward_pass_is_refused() -> None:
     with pytest.raises(ValueError, match="FastV is for inference"):
         replace(TINY, backward=True)
+
+
+def test_it_runs_from_the_command_line() -> None:
+    result = CliRunner().invoke(app, ["bench", "fastv", "--shape", "tiny", "--quick", "--compare", "sdpa"])
+    assert result.exit_code == 0, result.output
+    assert "last token (small shape)" in result.output
+    assert "not measured" not in result.output

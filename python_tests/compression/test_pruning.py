@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from python_tests.compression import _vispruner
+from python_tests.compression._density_peaks import clusters
 from vr_kernels.compression.pruning import (
     budget,
     density_peak_means,
@@ -166,6 +167,15 @@ def test_clusters_are_found_where_they_are() -> None:
     nearest = torch.cdist(means, expected).argmin(1)
     assert sorted(nearest.tolist()) == [0, 1, 2]
     torch.testing.assert_close(means, expected[nearest])
+
+
+@dtypes
+@pytest.mark.parametrize(("tokens", "count"), [(23, 3), (40, 5), (7, 1), (6, 6), (1, 1)])
+def test_clusters_are_those_of_the_rule(dtype: torch.dtype, tokens: int, count: int) -> None:
+    drawn = torch.randn(tokens, 5, generator=torch.Generator().manual_seed(tokens)).to(dtype)
+    means = density_peak_means(drawn, count)
+    tolerance = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(means.double(), clusters(drawn.double(), count), atol=tolerance, rtol=tolerance)
 
 
 @dtypes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from python_tests.compression._density_peaks import clusters
 from python_tests.integrations._towers import MODELS, SIZES
 
 IMAGE, WORDS = 2, 32
@@ -171,23 +171,6 @@ def relevant(sample: Sample) -> list[bool]:
     mean = torch.stack(rows).mean(0)
     above = [bool(x > mean.mean()) for x in mean]
     return above if any(above) else [True] * len(text)
-
-
-def clusters(tokens: Tensor, count: int) -> Tensor:
-    """Density peaks, token by token: (n, D) -> (count, D)."""
-    n = len(tokens)
-    distance = [[float((a - b).norm()) / math.sqrt(tokens.shape[1]) for b in tokens] for a in tokens]
-    density = [math.exp(-sum(d * d for d in sorted(row)[:count]) / count) for row in distance]
-    farthest = max(max(row) for row in distance)
-    height = []
-    for i in range(n):
-        denser = [distance[i][j] for j in range(n) if (density[j], -j) > (density[i], -i)]
-        height.append(min(denser, default=farthest))
-    centres = sorted(range(n), key=lambda i: (-density[i] * height[i], i))[:count]
-    of = [
-        centres.index(i) if i in centres else min(range(count), key=lambda c: distance[centres[c]][i]) for i in range(n)
-    ]
-    return torch.stack([tokens[[i for i in range(n) if of[i] == c]].mean(0) for c in range(count)])
 
 
 METHODS: dict[str, Callable[..., Stages]] = {
