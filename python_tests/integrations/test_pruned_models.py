@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from python_tests.integrations._pruning import IMAGE, LAYERS, llava
+from python_tests.integrations._pruning import IMAGE, LAYERS, METHODS, Oracle, llava
 from python_tests.integrations._pruning_batches import (
     ALL,
     BANNED,
@@ -19,6 +19,7 @@ from python_tests.integrations._pruning_batches import (
     decoders,
     methods,
 )
+from python_tests.integrations._towers import Adapted, pixels
 from vr_kernels import apply_pruning, remove_pruning
 
 
@@ -138,3 +139,63 @@ def test_half_precision_keeps_tokens_by_float32_scores(dtype: torch.dtype) -> No
     apply_pruning(host, "sparsevlm", **CASES["sparsevlm"])
     out = host.generate(**inputs, max_new_tokens=3, do_sample=False, suppress_tokens=BANNED)
     assert out.shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_placeholders_are_found_among_embeddings_too() -> None:
+    host, inputs = llava("llava", "qwen2", "clip"), batch(2, 1)
+    apply_pruning(host, "fastv", **CASES["fastv"])
+    with torch.no_grad():
+        expected = host(**inputs).logits
+        embeddings = host.get_input_embeddings()(inputs.pop("input_ids"))
+        assert torch.equal(host(**inputs, inputs_embeds=embeddings).logits, expected)
+
+
+def test_an_adapted_projection_is_honoured() -> None:
+    """Adapters take a projection's place, also after pruning was applied."""
+    host, inputs = llava("llava", "qwen2", "clip"), batch(1)
+    plain = copy.deepcopy(host)
+    apply_pruning(host, "fastv", **CASES["fastv"])
+    for model in (host, plain):
+        scored = model.model.language_model.layers[1].self_attn
+        scored.k_proj, scored.q_proj = Adapted(scored.k_proj), Adapted(scored.q_proj)
+    oracle = Oracle(plain)
+    prompt, vision = oracle.embeddings(**inputs)[0], (inputs["input_ids"][0] == IMAGE).tolist()
+    with torch.no_grad():
+        logits = host(**inputs).logits[0, -1]
+    expected = oracle.logits(prompt, vision, [], METHODS["fastv"](**CASES["fastv"]))
+    torch.testing.assert_close(logits.double(), expected, atol=2e-4, rtol=2e-4)
+
+
+def test_hidden_states_above_a_stage_have_the_rows_that_are_left() -> None:
+    host, inputs = llava("llava", "qwen2", "clip"), batch(2)
+    apply_pruning(host, "fastv", layer=2, keep_ratio=0.5)
+    with torch.no_grad():
+        states = host(**inputs, output_hidden_states=True).hidden_states
+    n = inputs["input_ids"].shape[1]
+    assert [state.shape[1] for state in states] == [n] * 3 + [n - 9] * (LAYERS - 2)
+
+
+def test_the_loss_of_given_labels_is_that_of_the_logits() -> None:
+    host, inputs = llava("llava", "llama", "clip"), batch(1, 2)
+    apply_pruning(host, "pyramiddrop", **CASES["pyramiddrop"])
+    labels = torch.where((inputs["input_ids"] == IMAGE) | (inputs["attention_mask"] == 0), -100, inputs["input_ids"])
+    with torch.no_grad():
+        out = host(**inputs, labels=labels)
+    expected = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, expected)
+
+
+def test_a_model_made_from_a_known_one_is_known() -> None:
+    import transformers as hf
+
+    class OwnConfig(hf.LlavaNextConfig):
+        model_type = "own"
+
+    host, tiles, sizes = llava("llava_next", "qwen2", "clip"), pixels(3)[None], torch.tensor([[24, 48]])
+    own = hf.LlavaNextForConditionalGeneration(OwnConfig(**host.config.to_dict() | {"model_type": "own"})).eval()
+    apply_pruning(own, "random", layer=1, keep_ratio=0.0)
+    with torch.no_grad():
+        count = len(own.model.get_image_features(tiles, sizes).pooler_output[0])
+        ids = torch.tensor([[4] + [IMAGE] * count + [5]])
+        cache = own(input_ids=ids, pixel_values=tiles, image_sizes=sizes).past_key_values
+    assert [cache.get_seq_length(layer) for layer in (0, 1)] == [count + 2, 2]

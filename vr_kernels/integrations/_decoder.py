@@ -93,15 +93,15 @@ class Decoder:
 
     def vision_tokens(self, arguments: dict[str, Any]) -> Tensor:
         """(B, N) bool: where the holder's call with these arguments has vision tokens."""
-        config = self.holder.config
-        names = [name for name in ("image_token_id", "video_token_id") if getattr(config, name, None) is not None]
+        found = [getattr(self.holder.config, name, None) for name in ("image_token_id", "video_token_id")]
+        tokens = [token for token in found if token is not None]
         ids = arguments.get("input_ids")
         if ids is not None:
-            return torch.isin(ids, torch.tensor([getattr(config, name) for name in names], device=ids.device))
+            return torch.stack([ids == token for token in tokens]).any(0)
         embeds = arguments["inputs_embeds"]  # as the models themselves recognise them where there are no ids
         table = self.holder.get_input_embeddings()
-        tokens = [table(torch.tensor(getattr(config, name), device=embeds.device)) for name in names]
-        return torch.stack([(embeds == token).all(-1) for token in tokens]).any(0)
+        rows = [table(torch.tensor(token, device=embeds.device)) for token in tokens]
+        return torch.stack([(embeds == row).all(-1) for row in rows]).any(0)
 
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
