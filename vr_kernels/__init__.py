@@ -1,7 +1,14 @@
 """Custom kernels for the operators of Vision Remember, VisionZip and LLaVA-STF, as torch operators and modules."""
 
 from vr_kernels._version import __version__
-from vr_kernels.integrations import VisionZip, apply_visionzip, capture_features, remove_visionzip
+from vr_kernels.integrations import (
+    VisionZip,
+    apply_pruning,
+    apply_visionzip,
+    capture_features,
+    remove_pruning,
+    remove_visionzip,
+)
 from vr_kernels.nn import (
     BidirectionalTokenAttention,
     DeformableCrossAttention,
@@ -46,6 +53,7 @@ __all__ = [
     "VisionTokenMap",
     "VisionZip",
     "__version__",
+    "apply_pruning",
     "apply_visionzip",
     "attention_density",
     "attention_importance",
@@ -60,6 +68,7 @@ __all__ = [
     "local_cross_attention",
     "merge_contextual_tokens",
     "patch_linear",
+    "remove_pruning",
     "remove_visionzip",
     "scatter_add_tokens",
     "select_dominant_tokens",
