@@ -166,7 +166,7 @@ def _llava_next(model: Any, budget: Budget, given: Mapping[str, Any]) -> tuple[Z
         pack_anyres(
             tokens,
             dominant,
-            tiles=get_anyres_image_grid_shape(size, pinpoints, vision.image_size),  # type: ignore[no-untyped-call]
+            tiles=get_anyres_image_grid_shape(size, pinpoints, vision.image_size),
             grid=(side, side),
             contextual=budget.contextual,
             has_cls=budget.dominant > dominant.shape[1],

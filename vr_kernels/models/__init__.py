@@ -1,1 +1,1 @@
-"""Models built with the operators, and their training."""
+"""Reference models, as transformers' own classes. Nothing here is imported before it is used."""

@@ -1,0 +1,65 @@
+"""Projectors: the ways from an encoder's features to the language model's tokens, all with one call.
+
+>>> import torch
+>>> projector = build_projector("pool", feature_dims=(32,), hidden_size=48, window=(3, 3))
+>>> projected = projector([torch.randn(2, 6, 6, 32)])
+>>> projected.tokens.shape, projected.grid, projected.window_index.shape
+(torch.Size([2, 4, 48]), (2, 2), torch.Size([4, 9]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vr_kernels.compression.projectors.base import Projected, Projector
+from vr_kernels.compression.projectors.pixel_shuffle import PixelShuffleProjector
+from vr_kernels.compression.projectors.two_layer import ConcatProjector, MLPProjector, PoolProjector
+
+__all__ = [
+    "PROJECTORS",
+    "ConcatProjector",
+    "MLPProjector",
+    "PixelShuffleProjector",
+    "PoolProjector",
+    "Projected",
+    "Projector",
+    "build_projector",
+]
+
+PROJECTORS: dict[str, type[Projector]] = {
+    "mlp": MLPProjector,
+    "pool": PoolProjector,
+    "concat": ConcatProjector,
+    "pixel_shuffle": PixelShuffleProjector,
+}
+
+
+def build_projector(
+    name: str,
+    *,
+    feature_dims: int | Sequence[int],
+    hidden_size: int,
+    window: tuple[int, int] = (2, 2),
+    **options: Any,
+) -> Projector:
+    """The projector called ``name``, newly initialised.
+
+    Args:
+        name: a key of ``PROJECTORS``.
+        feature_dims: width of each level. ``PROJECTORS[name].default_levels(depth)`` says which levels the method's
+            authors take.
+        hidden_size: width of the language model.
+        window: (s_h, s_w), features a token stands for along each axis.
+        options: of that class, ``device`` and ``dtype`` among them.
+
+    Raises:
+        ValueError: an unknown name; sizes that do not fit. TypeError: an option that the class does not have.
+
+    >>> build_projector("pixel_shuffle", feature_dims=32, hidden_size=48).output_grid(24, 24)
+    (12, 12)
+    """
+    if name not in PROJECTORS:
+        known = ", ".join(f'"{known}"' for known in PROJECTORS)
+        raise ValueError(f"build_projector: name is {name!r}; it must be one of {known}")
+    return PROJECTORS[name](feature_dims, hidden_size, window, **options)

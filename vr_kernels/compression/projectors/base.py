@@ -1,0 +1,153 @@
+"""``Projector``: what every way from an encoder's features to the language model's tokens has in common."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from vr_kernels.ops import window_index_from_grid
+from vr_kernels.ops._arguments import Arguments, remember, signatures
+
+
+class Projected(NamedTuple):
+    """The tokens of a batch of tiles, and where each of them comes from."""
+
+    tokens: Tensor
+    """(tiles, n, D), cells in raster order, with the tokens of one cell next to each other."""
+    grid: tuple[int, int]
+    """(n_h, n_w) cells of a tile; n = n_h * n_w * tokens_per_cell."""
+    window_index: Tensor
+    """(n, K) int64, the rows y*W + x of one tile's features that each token stands for, -1 = absent."""
+
+
+class Projector(nn.Module, ABC):
+    """One encoder's features in, tokens of the language model's width out: one call for every method.
+
+    A token stands for a window of features, the window of adaptive pooling: ``Projected.window_index`` is what
+    ``window_index_from_grid`` says of the grid, whatever the method reads. A grid that the window does not divide has
+    the next larger number of cells, and ragged windows, where the method allows it.
+
+    Args:
+        feature_dims: width of each level, in the order in which ``forward`` gets them; an int for a single level.
+        hidden_size: D, width of the language model.
+        window: (s_h, s_w), how many features a token stands for along each axis.
+
+    Raises:
+        ValueError: sizes below one; more levels than the method reads.
+    """
+
+    reads_levels: ClassVar[bool] = False
+    """Whether the method fuses several levels; one is always allowed."""
+    tokens_per_cell: int = 1
+    """How many tokens follow each other in one cell of the grid."""
+
+    def __init__(self, feature_dims: int | Sequence[int], hidden_size: int, window: tuple[int, int] = (2, 2)) -> None:
+        super().__init__()
+        arguments = Arguments(type(self).__name__)
+        dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
+        if not dims or min(dims) < 1:
+            raise arguments.error(f"feature_dims is {dims}; it must hold one positive width a level")
+        if len(dims) > 1 and not self.reads_levels:
+            raise arguments.error(f"feature_dims is {dims}, {len(dims)} levels; this projector reads one")
+        if hidden_size < 1:
+            raise arguments.error(f"hidden_size is {hidden_size}; it must be at least 1")
+        self.feature_dims, self.hidden_size = dims, hidden_size
+        self.window = checked_pair(arguments, "window", window)
+
+    @property
+    def num_levels(self) -> int:
+        """How many levels ``forward`` takes."""
+        return len(self.feature_dims)
+
+    @classmethod
+    def default_levels(cls, depth: int) -> tuple[int, ...]:
+        """Which ``hidden_states`` of an encoder of ``depth`` blocks the method reads (0 is the embedding output).
+
+        One level is the output of the last block but one, ``hidden_states[-2]``, as LLaVA takes it.
+        """
+        return (depth - 1,)
+
+    def output_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(n_h, n_w) of the tokens of an (height, width) grid of features: arithmetic alone.
+
+        Raises:
+            ValueError: a grid that the window does not divide, where the method has no ragged windows.
+        """
+        return -(-height // self.window[0]), -(-width // self.window[1])
+
+    def forward(self, features: Tensor | Sequence[Tensor]) -> Projected:
+        """Turn the features of each tile into tokens.
+
+        Args:
+            features: one tensor a level, (tiles, H, W, D_l), widths as ``feature_dims``, any strides; a tensor alone is
+                one level.
+
+        Returns:
+            ``Projected``: tokens (tiles, n, D) in the dtype of the features.
+
+        Raises:
+            ValueError: levels of other widths or grids; a grid that the window does not divide, where the method has
+                no ragged windows. TypeError: a level that is no tensor.
+        """
+        levels = [features] if isinstance(features, Tensor) else list(features)
+        _check_levels(type(self).__name__, self.feature_dims, signatures(*levels))
+        height, width = levels[0].shape[1:3]
+        grid = self.output_grid(height, width)
+        tokens = self.project(levels, grid)
+        return Projected(tokens, grid, _window_index(height, width, *grid, self.tokens_per_cell).to(tokens.device))
+
+    @abstractmethod
+    def project(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Checked levels (tiles, H, W, D_l) -> tokens (tiles, n, D); ``grid`` is ``output_grid(H, W)``."""
+
+    def extra_repr(self) -> str:
+        return f"{self.feature_dims}, hidden_size={self.hidden_size}, window={self.window}"
+
+
+class DividingProjector(Projector, ABC):
+    """A projector whose windows are whole: the grid must be a multiple of the window."""
+
+    def output_grid(self, height: int, width: int) -> tuple[int, int]:
+        if height % self.window[0] != 0 or width % self.window[1] != 0:
+            raise ValueError(
+                f"{type(self).__name__}: features have grid ({height}, {width}); both must be multiples of the window "
+                f"{self.window}"
+            )
+        return super().output_grid(height, width)
+
+
+def checked_pair(arguments: Arguments, name: str, value: Any) -> tuple[int, int]:
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(sizes) != 2 or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        raise arguments.error(f"{name} is {value!r}; it must be two integers of at least 1")
+    return sizes
+
+
+@remember
+def _check_levels(operator: str, feature_dims: tuple[int, ...], given: tuple[Any, ...]) -> None:
+    arguments = Arguments(operator, "features[0]")
+    if len(given) != len(feature_dims):
+        raise arguments.error(
+            f"features holds {len(given)} levels; it must hold {len(feature_dims)}, of {feature_dims}"
+        )
+    first = arguments.tensor("features[0]", given[0])
+    arguments.floating("features[0]", first)
+    arguments.rank("features[0]", first, {4: "(tiles, H, W, D)"})
+    levels = arguments.levels("features", given, first)
+    widths = tuple(level.shape[-1] for level in levels)
+    if widths != feature_dims:
+        raise arguments.error(
+            f"features have widths {widths}, feature_dims is {feature_dims}; give one tensor a level, in that order"
+        )
+    if first.shape[1] * first.shape[2] == 0:
+        raise arguments.error(f"features have grid {first.shape[1:3]}; both sizes must be at least 1")
+
+
+@functools.lru_cache(maxsize=64)
+def _window_index(height: int, width: int, n_h: int, n_w: int, tokens_per_cell: int) -> Tensor:
+    """On the CPU, made once a grid: making it reads sizes back, which on a GPU would wait for all work before it."""
+    return window_index_from_grid(height, width, n_h, n_w).repeat_interleave(tokens_per_cell, 0)

@@ -1,0 +1,44 @@
+"""``PixelShuffleProjector``: a window's features in the channels of one token, as InternVL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vr_kernels.compression.projectors._windows import window_rows
+from vr_kernels.compression.projectors.base import DividingProjector
+
+
+class PixelShuffleProjector(DividingProjector):
+    """InternVL 1.5's connector (arXiv:2404.16821): space to depth, LayerNorm, Linear, GELU, Linear.
+
+    The channels of a token are ordered (dy, dx, c), those of InternVL's "v2" shuffle.
+
+    >>> PixelShuffleProjector(32, 48)([torch.randn(1, 4, 6, 32)]).tokens.shape
+    torch.Size([1, 6, 48])
+    """
+
+    def __init__(
+        self,
+        feature_dims: int | Sequence[int],
+        hidden_size: int,
+        window: tuple[int, int] = (2, 2),
+        *,
+        norm_eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(feature_dims, hidden_size, window)
+        width = self.feature_dims[0] * self.window[0] * self.window[1]
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width, eps=norm_eps, device=device, dtype=dtype),
+            nn.Linear(width, hidden_size, device=device, dtype=dtype),
+            nn.GELU(),
+            nn.Linear(hidden_size, hidden_size, device=device, dtype=dtype),
+        )
+
+    def project(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        windows = window_rows(levels[0], grid).flatten(3)  # (tiles, n_h, n_w, s_h*s_w*C)
+        return self.mlp(windows).flatten(1, 2)  # type: ignore[no-any-return]

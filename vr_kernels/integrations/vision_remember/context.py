@@ -1,0 +1,162 @@
+"""``VisionRememberContext``: what the blocks read in one forward pass, handed down as a keyword argument."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vr_kernels.integrations.vision_remember.encoded import EncodedImages
+from vr_kernels.nn import VisionTokenMap
+
+NAME = "vision_remember"  # the keyword argument, and the name of a decoder layer's block
+
+
+@dataclass(frozen=True, eq=False)
+class VisionRememberContext:
+    """The arguments of every ``VisionRemember`` block in one forward pass, beside its hidden states.
+
+    It goes through the model as a keyword argument and never stands on a module, so that beams, checkpointing and
+    several threads cannot mix two passes up.
+    """
+
+    vision_map: VisionTokenMap
+    features: tuple[Tensor, ...] | None  # one a level
+    saliency: Tensor | None
+    text_mask: Tensor | None  # (B, T)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> VisionRememberContext:
+        """On the device of a layer; accelerate calls it too, where a model lies on several devices."""
+        device = torch.device(device)
+        if self.vision_map.rows.device == device:
+            return self
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return VisionRememberContext(
+            self.vision_map.to(device, non_blocking=non_blocking),
+            None if self.features is None else tuple(level.to(device) for level in self.features),
+            moved(self.saliency),
+            moved(self.text_mask),
+        )
+
+
+def context_of_images(
+    image_mask: Tensor,
+    images: EncodedImages,
+    *,
+    dtype: torch.dtype,
+    text_mask: Tensor | None,
+    grid: tuple[int, int] | None = None,
+) -> VisionRememberContext:
+    """The context of a batch whose images stand, one after the other, at the slots of ``image_mask``.
+
+    Args:
+        image_mask: (B, T) bool, all slots that the images fill, newlines included.
+        images: as many slots as the mask has.
+        dtype: of the hidden states, which the features take.
+        text_mask: (B, T) bool, the prompt's text.
+        grid: (n_h, n_w) tokens of a tile, where ``images`` has cells of such a grid.
+
+    Raises:
+        ValueError: another number of slots; an image spread over samples.
+    """
+    slots = [len(places) for places in images.places]
+    if sum(slots) != int(image_mask.sum()):
+        raise ValueError(
+            f"vision_remember: the prompt has {int(image_mask.sum())} image tokens and its images have {sum(slots)} "
+            f"({', '.join(map(str, slots))}); a prefill in parts, or a cache that holds a part of an image, cannot be "
+            "served"
+        )
+    device = image_mask.device
+    mask = image_mask.cpu()  # tables are built and checked where that costs no synchronisation
+    places = [table.cpu() for table in images.places]
+    if grid is None:
+        rows = [len(level) for level in images.levels[0]]
+        vision_map = _map_of_windows(mask, places, rows)
+    else:
+        tiles = [len(level) for level in images.levels[0]]
+        height, width = images.levels[0][0].shape[1:3]
+        vision_map = _map_of_cells(mask, places, tiles, grid, (int(height), int(width)))
+    features = tuple(torch.cat(list(level)).to(device, dtype) for level in images.levels)
+    saliency = None if images.saliency is None else torch.cat(list(images.saliency)).to(device)
+    return VisionRememberContext(vision_map.to(device), features, saliency, text_mask)
+
+
+def context_without_images(image_mask: Tensor) -> VisionRememberContext:
+    """For training alone: the blocks run with no row to change, so that each parameter has a gradient, of zero."""
+    batch, length = image_mask.shape
+    rows = torch.empty(0, dtype=torch.int64, device=image_mask.device)
+    vision_map = VisionTokenMap(rows.view(0, 1), rows, rows.view(0, 1), sequence_shape=(batch, length), feature_rows=0)
+    return VisionRememberContext(vision_map, None, None, None)
+
+
+def prompt_text(image_mask: Tensor, *, attention_mask: object = None, prompt_mask: Tensor | None = None) -> Tensor:
+    """(B, T) bool, the text that may be pooled into the guide: no padding, no image slot, nothing after the prompt.
+
+    Args:
+        image_mask: (B, T) bool. attention_mask: (B, T), 1 at what is no padding; None for no padding.
+        prompt_mask: (B, T0 <= T) bool, True in the prompt; None: everything is. What lies past T0 was generated.
+
+    Raises:
+        ValueError: a mask of another form that does not say which tokens are padding.
+    """
+    text = ~image_mask
+    if prompt_mask is not None:
+        missing = text.shape[1] - prompt_mask.shape[1]
+        text = text & torch.nn.functional.pad(prompt_mask.to(text.device), (0, missing))
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        text = text & attention_mask[:, -text.shape[1] :].bool()
+    elif attention_mask is not None and prompt_mask is None:
+        raise ValueError(
+            "vision_remember: attention_mask has no (B, T), so that padding cannot be told from text; give prompt_mask "
+            "(B, T) as well, True at the prompt's valid tokens"
+        )
+    return text
+
+
+def prompt_of_labels(labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """(B, T) bool: what stands before the first supervised token. The answer pooled into the prefix would leak it."""
+    return (labels != ignore_index).cumsum(1) == 0
+
+
+def _map_of_cells(
+    mask: Tensor, places: Sequence[Tensor], tiles: Sequence[int], grid: tuple[int, int], feature_grid: tuple[int, int]
+) -> VisionTokenMap:
+    first = [sum(tiles[:i]) for i in range(len(tiles))]
+    per_tile = grid[0] * grid[1]
+    parts = []
+    for table, tile in zip(places, first, strict=True):
+        cell = table[:, 0]
+        parts.append(
+            torch.stack([cell // per_tile + tile, cell % per_tile // grid[1], cell % grid[1]], 1).masked_fill(
+                cell[:, None] < 0, -1
+            )
+        )
+    slots = torch.full((*mask.shape, 3), -1, dtype=torch.int64)
+    slots[mask] = torch.cat(parts)
+    return VisionTokenMap.from_slots(slots, grid=grid, feature_grid=feature_grid, tiles=tiles)
+
+
+def _map_of_windows(mask: Tensor, places: Sequence[Tensor], rows: Sequence[int]) -> VisionTokenMap:
+    length = mask.shape[1]
+    positions = mask.flatten().nonzero().squeeze(1).split([len(table) for table in places])
+    token_rows, samples, windows, first = [], [], [], 0
+    for position, table, count in zip(positions, places, rows, strict=True):
+        is_token = (table >= 0).any(1)
+        window = table[is_token]
+        windows.append(torch.where(window < 0, -1, window + first))
+        token_rows.append(position[is_token])
+        samples.append(position[0] // length)
+        first += count
+    width = max(window.shape[1] for window in windows)
+    return VisionTokenMap(
+        torch.nn.utils.rnn.pad_sequence(token_rows, batch_first=True, padding_value=-1),
+        torch.stack(samples),
+        torch.cat([torch.nn.functional.pad(window, (0, width - window.shape[1]), value=-1) for window in windows]),
+        sequence_shape=(mask.shape[0], length),
+        feature_rows=first,
+    )

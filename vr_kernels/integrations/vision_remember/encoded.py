@@ -1,0 +1,75 @@
+"""What Vision Remember needs of a model's encoder, riding on the encoder's own output.
+
+``generate()`` encodes images before the first forward pass, and repeats what it knows of for beams: of an encoder's
+output these are ``pooler_output`` and ``deepstack_features``, lists with an entry an image. So everything here is such
+lists, behind those that the model itself may have.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """The encoder's features image by image, and which of them each slot of the image in the prompt reads.
+
+    Args:
+        levels: for each level, a list of one tensor an image: (tiles, H, W, D_l) where the model has a grid a tile, or
+            (rows, D_l) in any order.
+        places: an image's (slots, K) int64, slots in the order of the prompt. With a grid K is 1 and it is the cell
+            (tile*n_h + row)*n_w + column that stands in the slot; without one it is the feature rows that the slot
+            reads. -1 is absent, and a slot without any (a newline) is no vision token.
+        saliency: an image's (tiles, H, W) or (rows,); None for none.
+    """
+
+    levels: tuple[Sequence[Tensor], ...]
+    places: Sequence[Tensor]
+    saliency: Sequence[Tensor] | None = None
+
+    def attach(self, outputs: Any) -> Any:
+        """Let an encoder's output carry this; the same object."""
+        saliency = [] if self.saliency is None else [list(self.saliency)]
+        carried = [*map(list, self.levels), *saliency, list(self.places)]
+        outputs.deepstack_features = [*(getattr(outputs, "deepstack_features", None) or []), *carried]
+        return outputs
+
+    @classmethod
+    def detach(cls, outputs: Any, num_levels: int, *, saliency: bool) -> tuple[EncodedImages, Any]:
+        """What ``outputs`` carries, and a copy of it that carries it no longer: uncached generation reads it again.
+
+        Raises:
+            ValueError: it carries nothing, because the prefill was cut up or the model encoded the image elsewhere.
+        """
+        carried = getattr(outputs, "deepstack_features", None) or []
+        own = len(carried) - (num_levels + int(saliency) + 1)
+        if own < 0:
+            raise ValueError(
+                "vision_remember: the encoder's output carries no features for the blocks; encode the images with "
+                "this model's get_image_features, and leave prefill_chunk_size out, which cuts them up"
+            )
+        plain = copy.copy(outputs)
+        plain.deepstack_features = carried[:own] or None
+        levels = tuple(carried[own : own + num_levels])
+        return cls(levels, places=carried[-1], saliency=carried[-2] if saliency else None), plain
+
+
+def note_prompt(mm_encoder_outputs: Any, input_ids: Tensor | None, attention_mask: Any) -> None:
+    """At the start of a generation: which positions are prompt, kept with the images of this very call.
+
+    Later steps without a cache see what was generated as well, and a static cache turns the mask into one that no
+    longer says what padding is.
+    """
+    image = (mm_encoder_outputs or {}).get("image")
+    if image is None:
+        return
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        image.prompt_mask = attention_mask.bool()
+    elif input_ids is not None:
+        image.prompt_mask = torch.ones_like(input_ids, dtype=torch.bool)

@@ -1,0 +1,91 @@
+"""From the arguments of one forward pass to the context of its blocks, and refusals of what cannot be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vr_kernels.integrations.vision_remember.context import (
+    VisionRememberContext,
+    context_of_images,
+    context_without_images,
+    prompt_text,
+)
+from vr_kernels.integrations.vision_remember.encoded import EncodedImages
+
+
+def prefill_context(
+    image_mask: Tensor,
+    outputs: Any | None,
+    *,
+    num_levels: int,
+    dtype: torch.dtype,
+    saliency: bool = False,
+    grid: tuple[int, int] | None = None,
+    text_guided: bool = False,
+    training: bool = False,
+    attention_mask: object = None,
+    position_ids: Tensor | None = None,
+    past_key_values: Any = None,
+    prompt_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[VisionRememberContext | None, Any | None]:
+    """The context of a forward pass, and the encoder's output without what it carried for the blocks.
+
+    A pass without images is a decoding step or text alone: no context, but in training one that touches every block.
+
+    Args:
+        image_mask: (B, T) bool, the image slots of the tokens in this pass.
+        outputs: the encoder's output, with ``EncodedImages``, or None.
+        num_levels, saliency, grid: of those ``EncodedImages``.
+        dtype: of the hidden states. text_guided: whether the blocks want the prompt's text.
+        others: the forward's own arguments.
+
+    Raises:
+        ValueError: a prefill that was cut up or continues a cache; packed sequences; a mask that does not tell padding.
+    """
+    if outputs is None:
+        return (context_without_images(image_mask) if training else None), None
+    images, plain = EncodedImages.detach(outputs, num_levels, saliency=saliency)
+    cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+    if cached > 0:
+        raise ValueError(
+            f"vision_remember: images come with a cache of {cached} tokens; give prompt and images in one prefill, for "
+            "image tokens read the whole prompt"
+        )
+    if kwargs.get("cu_seq_lens_q") is not None or _restarts(position_ids, attention_mask):
+        raise ValueError(
+            "vision_remember: several samples are packed into one sequence; give one sample a row, for image tokens "
+            "attend to the text of their row"
+        )
+    text = None
+    if text_guided:
+        noted = getattr(outputs, "prompt_mask", None)
+        text = prompt_text(
+            image_mask, attention_mask=attention_mask, prompt_mask=noted if prompt_mask is None else prompt_mask
+        )
+    return context_of_images(image_mask, images, dtype=dtype, text_mask=text, grid=grid), plain
+
+
+def image_slots(
+    embedding: nn.Module, image_token_id: int, input_ids: Tensor | None, inputs_embeds: Tensor | None
+) -> Tensor:
+    """(B, T) bool, where placeholders stand; of embeddings those that equal the placeholder's."""
+    if input_ids is not None:
+        return input_ids == image_token_id
+    assert inputs_embeds is not None
+    placeholder = embedding(torch.tensor(image_token_id, device=inputs_embeds.device))
+    return (inputs_embeds == placeholder).all(-1)  # type: ignore[no-any-return]
+
+
+def _restarts(position_ids: Tensor | None, attention_mask: object) -> bool:
+    """Whether positions fall between two valid tokens of a row."""
+    if position_ids is None or position_ids.dim() != 2 or position_ids.shape[1] < 2:
+        return False
+    falls = position_ids[:, 1:] < position_ids[:, :-1]
+    if isinstance(attention_mask, Tensor) and attention_mask.shape == position_ids.shape:
+        valid = attention_mask.bool()
+        falls = falls & valid[:, 1:] & valid[:, :-1]
+    return bool(falls.any())

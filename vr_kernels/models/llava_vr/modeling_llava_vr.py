@@ -1,0 +1,278 @@
+"""LLaVA-VR: LLaVA-NeXT of transformers, with a compressing projector and Vision Remember blocks in its decoder."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, LlavaNextForConditionalGeneration, LlavaNextModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava_next.modeling_llava_next import LlavaNextPreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from vr_kernels.compression.projectors import Projector
+from vr_kernels.integrations.encoder import capture_features
+from vr_kernels.integrations.vision_remember import (
+    EncodedImages,
+    image_slots,
+    insert_blocks,
+    note_prompt,
+    prefill_context,
+    prompt_of_labels,
+)
+from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
+from vr_kernels.models.llava_vr.slots import canvas_of_image, tokens_of_image
+from vr_kernels.nn import VisionRemember
+
+
+class LlavaVRPreTrainedModel(LlavaNextPreTrainedModel):
+    config: LlavaVRConfig
+    config_class = LlavaVRConfig
+    _no_split_modules: ClassVar[list[str]] = ["VisionRemember"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VisionRemember):  # called after its Linears: the last one starts at zero
+            with init.guard_torch_init_functions():
+                module.reset_parameters()
+        elif isinstance(module, LlavaVRModel):
+            init.normal_(module.image_newline, std=self.config.text_config.hidden_size**-0.5)
+
+
+class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
+    """Encoder, projector and decoder, without the language-modelling head.
+
+    The blocks are children of their decoder layers, ``language_model.layers.0.vision_remember``.
+    """
+
+    def __init__(self, config: LlavaVRConfig) -> None:
+        LlavaNextPreTrainedModel.__init__(self, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector: Projector = config.projector()
+        self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
+        self.vocab_size = config.text_config.vocab_size
+        self.language_model = AutoModel.from_config(config.text_config)
+        blocks = {number: VisionRemember(config.vision_remember) for number in config.vr_layers}
+        insert_blocks(self.language_model.layers, blocks, position=config.vr_position)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def get_image_features(
+        self, pixel_values: Tensor, image_sizes: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Encode images, once for the projector and for the blocks.
+
+        Args:
+            pixel_values: (images, tiles, 3, H, W), padded to the most tiles; without AnyRes (images, 3, H, W) too.
+            image_sizes: (images, 2), height and width of the originals; not read without AnyRes.
+            kwargs: of the vision tower.
+
+        Returns:
+            An output whose ``pooler_output`` holds each image's tokens (slots, D), newlines among them, and which
+            carries the blocks' ``EncodedImages``.
+
+        Raises:
+            ValueError: AnyRes without sizes; position embeddings to be interpolated, whose grids have no windows.
+        """
+        if kwargs.get("interpolate_pos_encoding"):
+            raise ValueError(
+                f"{type(self).__name__}: interpolate_pos_encoding is set; tiles must have the encoder's own size "
+                f"{self.config.vision_config.image_size}, for windows are counted in its grid"
+            )
+        slots, tiles = self._slots(len(pixel_values), image_sizes)
+        if pixel_values.dim() == 5:
+            pixel_values = torch.cat([image[:count] for image, count in zip(pixel_values, tiles, strict=True)])
+        config = self.config
+        captured = capture_features(
+            self.vision_tower,
+            config.captured_levels,
+            saliency=config.saliency if config.vr_layers else None,
+            saliency_level=config.saliency_level,
+        )
+        with captured:
+            self.vision_tower(pixel_values, **kwargs)
+        levels = dict(zip(captured.levels, captured.features, strict=True))  # (tiles of all images, H, W, D_v)
+        tokens = self.multi_modal_projector([levels[level] for level in config.projector_levels]).tokens
+        packed = [
+            # A newline's number, -1, is the last row.
+            torch.cat([image.flatten(0, 1), self.image_newline[None].to(image)])[table.to(image.device)]
+            for image, table in zip(tokens.split(tiles), slots, strict=True)
+        ]
+        outputs = BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=packed)
+        if config.vr_layers:
+            saliency = None if captured.saliency is None else captured.saliency.split(tiles)
+            features = tuple(levels[level].split(tiles) for level in config.vr_levels)
+            EncodedImages(features, [table[:, None] for table in slots], saliency).attach(outputs)
+        return outputs
+
+    def _grid(self) -> tuple[int, int]:
+        """(n_h, n_w) cells of a tile."""
+        return self.multi_modal_projector.output_grid(*self.config.feature_grid)
+
+    def _slots(self, images: int, image_sizes: Tensor | None) -> tuple[list[Tensor], list[int]]:
+        """What stands in each image's slots, and how many tiles each has."""
+        config = self.config
+        pinpoints, tile_size = config.image_grid_pinpoints, config.vision_config.image_size
+        if pinpoints and image_sizes is None:
+            raise ValueError(
+                f"{type(self).__name__}: image_sizes is None; with AnyRes it must hold each image's height and width"
+            )
+        sizes = [(tile_size, tile_size)] * images  # any will do for one tile
+        if pinpoints:
+            sizes = [(int(height), int(width)) for height, width in torch.as_tensor(image_sizes).tolist()]
+        tokens_per_cell = self.multi_modal_projector.tokens_per_cell
+        slots = [tokens_of_image(size, pinpoints, tile_size, self._grid(), tokens_per_cell) for size in sizes]
+        canvases = [canvas_of_image(size, pinpoints, tile_size) for size in sizes]
+        return slots, [1 if canvas is None else 1 + canvas[0] * canvas[1] for canvas in canvases]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As ``LlavaNextModel``.
+
+        Args:
+            prompt_mask: (B, T) bool, True at the prompt; the answer's tokens must not be pooled into the guide.
+        """
+        if pixel_values is not None and mm_encoder_outputs:
+            raise ValueError(f"{type(self).__name__}: pixel_values and mm_encoder_outputs are given; give one of them")
+        encoded = dict(mm_encoder_outputs or {})
+        if pixel_values is not None and len(pixel_values) > 0:
+            encoded["image"] = self.get_image_features(pixel_values, image_sizes, return_dict=True)
+        config, embedding = self.config, self.get_input_embeddings()
+        touch_all = self.training and torch.is_grad_enabled()
+        if config.vr_layers:
+            kwargs["vision_remember"], plain = prefill_context(
+                image_slots(embedding, config.image_token_id, input_ids, inputs_embeds),
+                encoded.get("image"),
+                num_levels=len(config.vr_levels),
+                saliency=config.vr_saliency != "none",
+                grid=self._grid(),
+                dtype=embedding.weight.dtype,
+                text_guided=config.vision_remember.text_guide != "none",
+                training=touch_all,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                prompt_mask=prompt_mask,
+            )
+            encoded |= {"image": plain}
+        if touch_all and encoded.get("image") is None:
+            inputs_embeds = embedding(input_ids) if inputs_embeds is None else inputs_embeds
+            inputs_embeds, input_ids = inputs_embeds + self._nothing(), None
+        return super().forward(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=encoded,
+            **kwargs,
+        )
+
+    def _nothing(self) -> Tensor:
+        """Zero, made of projector and newline: data-parallel training of text alone wants a gradient of each."""
+        weight, levels = self.image_newline, len(self.config.projector_levels)
+        blank = weight.new_zeros(1, *self.config.feature_grid, self.config.vision_config.hidden_size)
+        unused: Tensor = self.multi_modal_projector([blank] * levels).tokens.sum() + weight.sum()
+        return 0 * unused
+
+
+class LlavaVRForConditionalGeneration(LlavaVRPreTrainedModel, LlavaNextForConditionalGeneration):
+    """LLaVA-VR: images and text in, text out. Generates, trains, saves and loads as every model of transformers.
+
+    >>> from transformers import CLIPVisionConfig, Qwen2Config
+    >>> vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
+    ...                           image_size=24, patch_size=4)
+    >>> text = Qwen2Config(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+    ...                    num_attention_heads=2, num_key_value_heads=1)
+    >>> config = LlavaVRConfig(vision_config=vision, text_config=text, image_token_index=98, image_grid_pinpoints=[],
+    ...                        vr_levels=[2, 3], vr_options={"num_heads": 2})
+    >>> model = LlavaVRForConditionalGeneration(config)
+    >>> prompt = torch.tensor([[5] + 4 * [98] + [7]])  # a tile has 6x6 patches, and so 2x2 tokens
+    >>> model.generate(prompt, pixel_values=torch.randn(1, 3, 24, 24), max_new_tokens=3, do_sample=False).shape
+    torch.Size([1, 9])
+    """
+
+    def __init__(self, config: LlavaVRConfig) -> None:
+        LlavaNextPreTrainedModel.__init__(self, config)
+        self.model = LlavaVRModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor | None = None, **kwargs: Any) -> Any:
+        """As ``LlavaVRModel.get_image_features``."""
+        return self.model.get_image_features(pixel_values, image_sizes, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As ``LlavaNextForConditionalGeneration``.
+
+        Args:
+            labels: (B, T), -100 where nothing is supervised. What stands before the first supervised token is the
+                prompt, unless prompt_mask says otherwise.
+            prompt_mask: (B, T) bool, True at the prompt. Needed to score answers without labels.
+        """
+        if labels is not None and prompt_mask is None:
+            prompt_mask = prompt_of_labels(labels)
+        return super().forward(
+            input_ids,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            mm_encoder_outputs=mm_encoder_outputs,
+            prompt_mask=prompt_mask,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        if is_first_iteration:
+            note_prompt(mm_encoder_outputs, input_ids, attention_mask)
+        return super().prepare_inputs_for_generation(  # type: ignore[no-any-return]
+            input_ids,
+            attention_mask=attention_mask,
+            is_first_iteration=is_first_iteration,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
