@@ -12,6 +12,17 @@ from typing import Any
 import yaml
 
 COMMAND = "from vr_kernels.cli import main; main()"
+# accelerate keeps FSDP to accelerators, so processes on the CPU pass for such ones; all else is its own code.
+FSDP_ON_CPU = """
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+begin = PartialState.__init__
+def begin_as_accelerator(state, *arguments, **options):
+    begin(state, *arguments, **options)
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type = DistributedType.MULTI_GPU
+PartialState.__init__ = begin_as_accelerator
+"""
 EXAMPLES = Path(__file__).parents[3] / "examples" / "train"
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from python_tests.models import _llava_vr
+
 SPECIAL = ["<pad>", "<image>", "<|im_start|>", "<|im_end|>"]
-PINPOINTS = [[24, 48], [48, 24], [48, 48]]
 
 # Qwen2's, which has no generation tags.
 CHATML = (
@@ -34,38 +35,53 @@ def tokenizer(chat_template: str | None = CHATML) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, chat_template=chat_template, **special)
 
 
-def processor(chat_template: str | None = CHATML) -> Any:
-    from transformers import LlavaNextProcessor
+def model(**changes: Any) -> Any:
+    """LLaVA-VR with two blocks, which change what they read."""
+    from transformers import Qwen2Config
+
+    text = Qwen2Config(
+        vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=None, eos_token_id=3,
+    )  # fmt: skip
+    return _llava_vr.model("clip", text_config=text, image_token_index=1, **changes)
+
+
+def processor(chat_template: str | None = CHATML, **changes: Any) -> Any:
+    from vr_kernels.models.llava_vr import LlavaVRProcessor
+
+    return LlavaVRProcessor.from_config(model(**changes).config, tokenizer(chat_template))
+
+
+def save_model(folder: Path, **changes: Any) -> Path:
+    model(**changes).save_pretrained(folder)
+    processor(**changes).save_pretrained(folder)
+    return folder
+
+
+def save_llava_next(folder: Path) -> Path:
+    """Stock LLaVA-NeXT, which has no blocks."""
+    from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextProcessor
+    from transformers import Qwen2Config
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-
-    sizes: Any = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
-    return LlavaNextProcessor(
-        LlavaNextImageProcessorPil(image_grid_pinpoints=PINPOINTS, **sizes),
-        tokenizer(chat_template),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-
-
-def model() -> Any:
-    from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration, Qwen2Config
 
     torch.manual_seed(0)
     shared: Any = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(image_size=24, patch_size=8, **shared),
         text_config=Qwen2Config(vocab_size=264, num_key_value_heads=2, pad_token_id=0, eos_token_id=3, **shared),
-        image_grid_pinpoints=PINPOINTS,
+        image_grid_pinpoints=_llava_vr.PINPOINTS,
         image_token_id=1,
         vision_feature_layer=-2,
     )
-    return LlavaNextForConditionalGeneration(config)
-
-
-def save_model(folder: Path) -> Path:
-    model().save_pretrained(folder)
-    processor().save_pretrained(folder)
+    LlavaNextForConditionalGeneration(config).save_pretrained(folder)
+    sizes: Any = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
+    LlavaNextProcessor(
+        LlavaNextImageProcessorPil(image_grid_pinpoints=_llava_vr.PINPOINTS, **sizes),
+        tokenizer(),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
     return folder
 
 

@@ -46,7 +46,8 @@ class ChatEncoder:
             messages: with contents in parts (``to_messages``). images: PIL images in RGB, one for each image part.
 
         Returns:
-            input_ids and labels (T,); with images pixel_values (images, tiles, 3, H, W) and image_sizes (images, 2).
+            input_ids and labels (T,); with images pixel_values (images, tiles, 3, H, W) and image_sizes (images, 2),
+            or as the processor makes them without AnyRes, (images, 3, H, W).
 
         Raises:
             ValueError: no token is supervised; max_length cuts an image off; the template or processor refuses it.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from vr_kernels.models.training.chat import IGNORED
@@ -30,8 +29,8 @@ class ConversationCollator:
 
         Returns:
             input_ids, labels and attention_mask (B, T); and where a sample has images, those of all samples in their
-            order, pixel_values (images, tiles, 3, H, W), with zeros for tiles that an image lacks, and image_sizes
-            (images, 2).
+            order, pixel_values (images, tiles, 3, H, W), with zeros for tiles that an image lacks, or (images, 3, H, W)
+            without AnyRes, and image_sizes (images, 2) if the samples have them.
         """
         masks = [torch.ones_like(sample["input_ids"]) for sample in samples]
         batch = {
@@ -39,11 +38,11 @@ class ConversationCollator:
             "labels": _pad([sample["labels"] for sample in samples], IGNORED),
             "attention_mask": _pad(masks, 0),
         }
-        pixels = [image for sample in samples for image in sample.get("pixel_values", ())]  # each (tiles, 3, H, W)
-        if pixels:
-            most = max(len(image) for image in pixels)
-            batch["pixel_values"] = torch.stack([F.pad(i, (0, 0) * 3 + (0, most - len(i))) for i in pixels])
-            batch["image_sizes"] = torch.cat([s["image_sizes"] for s in samples if "image_sizes" in s])
+        images = [image for sample in samples for image in sample.get("pixel_values", ())]
+        if images:
+            batch["pixel_values"] = pad_sequence(images, batch_first=True)  # along tiles
+        if sizes := [sample["image_sizes"] for sample in samples if "image_sizes" in sample]:
+            batch["image_sizes"] = torch.cat(sizes)
         return batch
 
 

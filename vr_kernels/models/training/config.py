@@ -31,6 +31,8 @@ class TrainConfig:
         train_vision_tower: trains the encoder too, as v1 does for its comparison with other models.
         chat_template: "chatml", "vicuna" or "plain" (image and caption, LLaVA's alignment), or a Jinja file. Left out,
             the model's own.
+        image_grid_pinpoints: of LLaVA-VR: the sizes (height, width) of tiled images that AnyRes chooses from; [] is one
+            tile an image, as in the papers' phase 1. Left out, the model's own.
         max_length: tokens; what follows is cut off. A sample that would lose image tokens is a bad one.
         on_bad_sample: "stop" ends the run at a missing or corrupt image or a malformed record; "skip" takes the next
             good sample in its place, and records and counts it.
@@ -63,6 +65,7 @@ class TrainConfig:
     batch_size_per_device: int = 1
     train_vision_tower: bool = False
     chat_template: str | None = None
+    image_grid_pinpoints: list[list[int]] | None = None
     max_length: int | None = None
     on_bad_sample: str = "stop"
     epochs: float = 1.0
@@ -146,6 +149,13 @@ def _rates(value: Any) -> bool:
     return isinstance(value, Mapping) and all(n in GROUPS and _finite(rate) and rate > 0 for n, rate in value.items())
 
 
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+        for size in value
+    )
+
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": _text(),
     "data": _text(),
@@ -158,6 +168,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size_per_device": _integer(1),
     "train_vision_tower": _flag(),
     "chat_template": _text(),
+    "image_grid_pinpoints": (_sizes, "a list of [height, width] in pixels"),
     "max_length": _integer(1),
     "on_bad_sample": _one_of("stop", "skip"),
     "epochs": _positive(),

@@ -54,7 +54,8 @@ def train(
     output_dir = Path(config.output_dir)
     _check_output(output_dir, resume)
     arguments = training_arguments(config)
-    processor, template = _load_processor(config)
+    model_config = _load_config(config)
+    processor, template = _load_processor(config, model_config)
     bad_samples = BadSamples(output_dir / "bad_samples.jsonl")
     dataset = ConversationDataset(
         config.data,
@@ -62,7 +63,7 @@ def train(
         ChatEncoder(processor, template=template, max_length=config.max_length),
         skipped=bad_samples if config.on_bad_sample == "skip" else None,
     )
-    model = _load_model(config)
+    model = _load_model(config, model_config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     sizes = set_phase(model, config.phase, train_vision_tower=config.train_vision_tower)
@@ -130,22 +131,41 @@ def _check_output(folder: Path, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _load_processor(config: TrainConfig) -> tuple[Any, str | None]:
+def _load_config(config: TrainConfig) -> Any:
+    """The model's, with the tiles that the run sets."""
+    from transformers import AutoConfig
+
+    from vr_kernels.models.llava_vr import LlavaVRConfig  # and so the Auto classes know it
+
+    model = AutoConfig.from_pretrained(config.model)
+    if config.image_grid_pinpoints is not None:
+        if not isinstance(model, LlavaVRConfig):
+            raise ValueError(f"TrainConfig: image_grid_pinpoints is for LLaVA-VR, and the model is {model.model_type}")
+        model.image_grid_pinpoints = config.image_grid_pinpoints
+    return model
+
+
+def _load_processor(config: TrainConfig, model: Any) -> tuple[Any, str | None]:
+    """The model's processor, and a template to use in place of its own."""
     from transformers import AutoProcessor
 
+    from vr_kernels.models.llava_vr import LlavaVRProcessor
+
     processor = AutoProcessor.from_pretrained(config.model)
+    if config.image_grid_pinpoints is not None:
+        processor = LlavaVRProcessor.from_config(model, processor.tokenizer, chat_template=processor.chat_template)
     template = None if config.chat_template is None else find_template(config.chat_template)
-    # A template of captions is of no use to whom the model is handed.
+    # Captions are no conversation: their template is of no use to whom the model is handed.
     if template is not None and config.chat_template != "plain":
         processor.chat_template = template
     return processor, template
 
 
-def _load_model(config: TrainConfig) -> Any:
+def _load_model(config: TrainConfig, model: Any) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    # Float32: AdamW's small steps are lost in bfloat16 weights.
-    return AutoModelForImageTextToText.from_pretrained(config.model, dtype=torch.float32)
+    # Float32: AdamW's small steps would be lost in bfloat16 weights.
+    return AutoModelForImageTextToText.from_pretrained(config.model, config=model, dtype=torch.float32)
 
 
 def _pad_token(tokenizer: Any) -> int:

@@ -42,6 +42,9 @@ class VisionLanguageTrainer(Trainer):
                     f"{', '.join(sorted(trained))}"
                 )
 
+        if self.is_fsdp_enabled:
+            self._name_shards()
+
     @property
     def output_dir(self) -> Path:
         return Path(self.args.output_dir)
@@ -96,6 +99,17 @@ class VisionLanguageTrainer(Trainer):
 
     def last_checkpoint(self) -> Path | None:
         return next(reversed(checkpoints(self.output_dir)), None)
+
+    def _name_shards(self) -> None:
+        """Decoder layers and blocks are gathered one at a time, and all else once a step.
+
+        A layer of the encoder does not run where a batch has no image, and the processes would wait for each other.
+        """
+        layers = self.model.model.language_model.layers
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.transformer_cls_names_to_wrap is None:
+            blocks = [layer.vision_remember for layer in layers if hasattr(layer, "vision_remember")]
+            plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in (*layers, *blocks)})
 
     def _clear_staging(self) -> None:
         """What a run that was killed left behind is not mixed into the next folder."""
