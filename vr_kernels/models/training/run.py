@@ -66,6 +66,8 @@ def train(
     model = _load_model(config, model_config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # LLaVA-VR gives what it trains a gradient even of text alone; of an encoder's last layers nothing is ever read.
+    arguments.ddp_find_unused_parameters = config.train_vision_tower or model_config.model_type != "llava_vr"
     sizes = set_phase(model, config.phase, train_vision_tower=config.train_vision_tower)
     trainer = VisionLanguageTrainer(
         model=model,
