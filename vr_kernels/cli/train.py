@@ -26,15 +26,17 @@ def train(
     On several GPUs: accelerate launch --config_file examples/train/ddp.yaml --no_python vr-kernels train --config ...
     """
     require("train", "accelerate", "matplotlib", "PIL", "transformers", "yaml")
-    from vr_kernels.models.training import TrainConfig
+    from vr_kernels.models.training import BadSampleError, TrainConfig
     from vr_kernels.models.training import train as run
 
     console = Console(highlight=False, soft_wrap=True)
     try:
         result = run(TrainConfig.from_yaml(config), resume=resume, report=lambda sizes: _print_sizes(console, sizes))
     except (ValueError, OSError) as reason:
-        # One sentence a process: torch's launcher ends the others.
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"vr-kernels train: {reason}", markup=False)
+        # A bad sample is met while a progress bar stands in the line.
+        start = "\n" if isinstance(reason, BadSampleError) else ""
+        sentence = f"{start}vr-kernels train: {' '.join(str(reason).split())}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(sentence, markup=False)
         raise typer.Exit(1) from None
     if os.environ.get("RANK", "0") == "0":
         console.print(

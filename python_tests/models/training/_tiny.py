@@ -122,7 +122,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
         "global_batch_size": 4,
         "precision": "fp32",
         "workers": 0,
-        "save_steps": 2,
+        "save_steps": 100,
         "logging_steps": 1,
         "cpu": True,
     } | changes

@@ -17,8 +17,8 @@ class TrainConfig:
     """The settings of one phase. Paths are relative to the working directory.
 
     Args:
-        model: a folder or hub name that ``from_pretrained`` loads, with its processor: LLaVA-VR, or LLaVA-NeXT as the
-            baseline without blocks.
+        model: a folder or hub name that ``from_pretrained`` loads, with its processor: LLaVA-VR, or stock
+            LLaVA-NeXT, whose phase 1 can take no batch of text alone.
         data: a JSON or JSON-lines file in LLaVA's format (``ConversationDataset``).
         images: the folder that its image names are relative to. Only data without images may leave it out.
         output_dir: gets ``checkpoint-N`` folders, ``model`` in the end, ``log.json``, ``loss.png`` and, if there are

@@ -65,7 +65,10 @@ def train(
     )
     model = _load_model(config, model_config)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.23 has a new name for it.
+        renamed = hasattr(model, "activation_checkpointing_enable")
+        enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     # LLaVA-VR gives what it trains a gradient even of text alone; of an encoder's last layers nothing is ever read.
     arguments.ddp_find_unused_parameters = config.train_vision_tower or model_config.model_type != "llava_vr"
     sizes = set_phase(model, config.phase, train_vision_tower=config.train_vision_tower)

@@ -58,6 +58,8 @@ class VisionLanguageTrainer(Trainer):
             for name, group, parameter in grouped_parameters(model):
                 if parameter.requires_grad:
                     entries.setdefault((group, name in decays), []).append(parameter)
+            # The log has the rate of the first entry.
+            ordered = sorted(entries.items(), key=lambda entry: entry[0][0] in self.learning_rates)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = kind(
                 [
@@ -66,7 +68,7 @@ class VisionLanguageTrainer(Trainer):
                         "lr": self.learning_rates.get(group, self.args.learning_rate),
                         "weight_decay": self.args.weight_decay * decay,
                     }
-                    for (group, decay), parameters in entries.items()
+                    for (group, decay), parameters in ordered
                 ],
                 **options,
             )
