@@ -60,22 +60,21 @@ def save_model(folder: Path, **changes: Any) -> Path:
 
 def save_llava_next(folder: Path) -> Path:
     """Stock LLaVA-NeXT, which has no blocks."""
-    from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextProcessor
-    from transformers import Qwen2Config
+    import transformers as hf
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
     torch.manual_seed(0)
     shared: Any = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(image_size=24, patch_size=8, **shared),
-        text_config=Qwen2Config(vocab_size=264, num_key_value_heads=2, pad_token_id=0, eos_token_id=3, **shared),
+    config = hf.LlavaNextConfig(
+        vision_config=hf.CLIPVisionConfig(image_size=24, patch_size=8, **shared),
+        text_config=hf.Qwen2Config(vocab_size=264, num_key_value_heads=2, pad_token_id=0, eos_token_id=3, **shared),
         image_grid_pinpoints=_llava_vr.PINPOINTS,
         image_token_id=1,
         vision_feature_layer=-2,
     )
-    LlavaNextForConditionalGeneration(config).save_pretrained(folder)
+    hf.LlavaNextForConditionalGeneration(config).save_pretrained(folder)
     sizes: Any = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
-    LlavaNextProcessor(
+    hf.LlavaNextProcessor(
         LlavaNextImageProcessorPil(image_grid_pinpoints=_llava_vr.PINPOINTS, **sizes),
         tokenizer(),
         patch_size=8,

@@ -116,7 +116,10 @@ def test_what_follows_max_length_is_cut_off() -> None:
     assert cut["labels"].tolist() == whole["labels"][:length].tolist()
 
 
-@pytest.mark.parametrize(("max_length", "problem"), [(20, "max_length 20 cuts an image off"), (50, "none of its first")])
+@pytest.mark.parametrize(
+    ("max_length", "problem"),
+    [(20, "max_length 20 cuts an image off"), (50, "none of its first 50 tokens")],
+)
 def test_a_length_that_leaves_nothing_to_learn_is_refused(max_length: int, problem: str) -> None:
     encoder = ChatEncoder(_tiny.processor(), max_length=max_length)
     with pytest.raises(ValueError, match=problem):

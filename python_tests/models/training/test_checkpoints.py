@@ -15,7 +15,9 @@ def stage(folder: Path, name: str, content: str) -> Path:
     return staged
 
 
-def test_a_folder_gets_its_name_after_its_content_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_gets_its_name_once_its_content_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flushed = []
 
     def flush(path: Path) -> None:
@@ -39,7 +41,8 @@ def test_the_newest_are_those_of_the_highest_steps(tmp_path: Path) -> None:
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-100", "checkpoint-x", "model"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-1000").write_text("a file")
-    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    steps = [path.name.partition("-")[2] for path in checkpoints.checkpoints(tmp_path)]
+    assert steps == ["9", "10", "100"]
     checkpoints.keep_newest(tmp_path, None)
     checkpoints.keep_newest(tmp_path, 5)
     assert len(checkpoints.checkpoints(tmp_path)) == 3

@@ -34,7 +34,7 @@ def lengths(messages: list[Any], images: list[Any]) -> dict[str, torch.Tensor]:
         ({"conversations": [ASKED, SAID], "image": "a.png"}, "has 1 images and 0 times <image>"),
         ({"conversations": [{"from": "human", "value": "<image>"}, SAID]}, "has 0 images and 1 times <image>"),
         ({"conversations": [ASKED, SAID], "image": {"path": "a.png"}}, "must be a name or a list of names"),
-        ({"conversations": [ASKED, {"from": "gpt", "value": "<image>"}], "image": "a"}, "turn 1 is from gpt and has an"),
+        ({"conversations": [ASKED, {"from": "gpt", "value": "<image>"}], "image": "a"}, "turn 1 is from gpt and has"),
     ],
 )
 def test_a_malformed_record_is_told_apart(record: Any, problem: str) -> None:

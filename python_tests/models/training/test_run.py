@@ -20,6 +20,7 @@ from python_tests.models.training import _processes, _tiny
 from python_tests.models.training.test_phases import NAMES
 from vr_kernels.models.training import BadSampleError, TrainConfig, TrainResult, train
 
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """As the processes have that are compared with, bit for bit."""
@@ -152,7 +153,9 @@ def test_stock_llava_next_is_trained_as_the_baseline(folder: Path) -> None:
 # The second checkpoint has its model already, and its optimizer not yet.
 def test_a_run_killed_while_it_saves_resumes_to_the_same_weights(folder: Path) -> None:
     settings = _tiny.settings(folder, save_steps=1, output_dir=str(folder / "killed"))
-    ((code, output),) = _processes.train(settings, script=_processes.killed("checkpoint-2", "optimizer") + _processes.COMMAND)
+    ((code, output),) = _processes.train(
+        settings, script=_processes.killed("checkpoint-2", "optimizer") + _processes.COMMAND
+    )
     assert code == -signal.SIGKILL, output
     assert [path.name for path in (folder / "killed").glob("[!.]*") if path.is_dir()] == ["checkpoint-1"]
 

@@ -107,7 +107,7 @@ class TrainConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
         """Raises ValueError for a file that cannot be read or holds no mapping, and as ``from_dict``."""
-        import yaml
+        import yaml  # type: ignore[import-untyped]
 
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

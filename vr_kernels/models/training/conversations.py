@@ -54,16 +54,14 @@ class ConversationDataset(Dataset[dict[str, Tensor]]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if self.skipped is None:
-            return self._sample(index)
         for candidate in range(index, index + len(self)):
-            try:
-                return self._sample(candidate % len(self))
-            except BadSampleError as bad:
-                self.skipped.add(candidate % len(self), str(bad))
-        raise ValueError(f"ConversationDataset: none of the {len(self)} samples can be trained on: {self.skipped.path}")
+            sample = self._sample(candidate % len(self))
+            if sample is not None:
+                return sample
+        raise ValueError(f"ConversationDataset: none of the {len(self)} samples can be trained on")
 
-    def _sample(self, index: int) -> dict[str, Tensor]:
+    def _sample(self, index: int) -> dict[str, Tensor] | None:
+        """None for a bad sample, once it is recorded."""
         record = self.records[index]
         name = f"sample {index}"
         try:
@@ -72,7 +70,11 @@ class ConversationDataset(Dataset[dict[str, Tensor]]):
             messages, files = to_messages(record)
             return self.encode(messages, [self._open(file) for file in files])
         except ValueError as reason:
-            raise BadSampleError(f"{name}: {' '.join(str(reason).split())}") from reason
+            bad = BadSampleError(f"{name}: {' '.join(str(reason).split())}")
+            if self.skipped is None:
+                raise bad from reason
+            self.skipped.add(index, str(bad))
+            return None
 
     def _open(self, file: str) -> Any:
         """The image in RGB, or a ValueError that names its file."""
@@ -109,7 +111,7 @@ def to_messages(record: Any) -> tuple[list[Message], list[str]]:
     turns = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns:
         raise ValueError("it has no list of conversations")
-    messages = []
+    messages: list[Message] = []
     for number, turn in enumerate(turns):
         speaker, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         expected = ("human", "gpt")[number % 2]

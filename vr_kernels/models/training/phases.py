@@ -69,5 +69,5 @@ def grouped_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Paramete
         group = next((group for group, owned in GROUPS.items() if any(part in parts for part in owned)), None)
         if group is None:
             known = ", ".join(part for owned in GROUPS.values() for part in owned)
-            raise ValueError(f"set_phase: the parameter {name!r} belongs to no group; its name must have one of {known}")
+            raise ValueError(f"set_phase: the parameter {name!r} is of no group; it must have a part of {known}")
         yield name, group, parameter

@@ -21,14 +21,10 @@ class RecordLog(TrainerCallback):
     def __init__(self, output_dir: Path, bad_samples: BadSamples) -> None:
         self.output_dir, self.bad_samples = output_dir, bad_samples
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.log_history[-1]["bad_samples"] = self.bad_samples.count()
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             _write(self.output_dir / "log.json", json.dumps(state.log_history, indent=1).encode())
             draw_loss(state.log_history, self.output_dir / "loss.png")

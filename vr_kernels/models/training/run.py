@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,9 +85,7 @@ def train(
         report(sizes)
     last = trainer.last_checkpoint() if resume else None
     done = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    return TrainResult(
-        trainer.save_final_model(MODEL), done.global_step, done.training_loss, bad_samples.count()
-    )
+    return TrainResult(trainer.save_final_model(MODEL), done.global_step, done.training_loss, bad_samples.count())
 
 
 def training_arguments(config: TrainConfig) -> Any:

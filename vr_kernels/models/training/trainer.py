@@ -30,6 +30,8 @@ class VisionLanguageTrainer(Trainer):
     All processes must see the same output folder.
     """
 
+    optimizer: Any
+
     def __init__(self, *, learning_rates: Mapping[str, float], keep: int | None, **options: Any) -> None:
         self.learning_rates, self.keep = dict(learning_rates), keep
         self.stages = False
@@ -72,7 +74,8 @@ class VisionLanguageTrainer(Trainer):
                 ],
                 **options,
             )
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.output_dir / STAGING if self.stages else self.output_dir)
