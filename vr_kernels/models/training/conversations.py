@@ -58,7 +58,7 @@ class ConversationDataset(Dataset[dict[str, Tensor]]):
             sample = self._sample(candidate % len(self))
             if sample is not None:
                 return sample
-        raise ValueError(f"ConversationDataset: none of the {len(self)} samples can be trained on")
+        raise BadSampleError(f"none of the {len(self)} samples can be trained on")
 
     def _sample(self, index: int) -> dict[str, Tensor] | None:
         """None for a bad sample, once it is recorded."""
