@@ -45,6 +45,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def config(folder: Path) -> dict[str, Any]:
+    """What it says of the model; from_pretrained notes the type that it was loaded in."""
+    found = json.loads((folder / "config.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("dtype", "text_config", "vision_config")}
+
+
 def log(folder: Path) -> list[dict[str, Any]]:
     return [line for line in json.loads((folder / "log.json").read_text()) if "loss" in line]
 
@@ -58,6 +64,7 @@ def test_a_phase_moves_its_modules_and_no_others(phase: int, moved: set[str], fo
     groups = {next(group for group, names in NAMES.items() if re.search(names, name)) for name in changed}
     assert groups == moved | {"vision_remember"}
     assert result.steps == 4
+    assert config(result.model) == config(folder / "start")
     losses = [line["loss"] for line in log(folder / "out")]
     assert len(losses) == 4
     assert losses[-1] < losses[0]

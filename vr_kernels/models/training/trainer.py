@@ -36,6 +36,8 @@ class VisionLanguageTrainer(Trainer):
         self.learning_rates, self.keep = dict(learning_rates), keep
         self.stages = False
         super().__init__(**options)
+        # Trainer notes there how it trains; the model is saved with the config that it came with.
+        vars(self.model.config).pop("use_cache", None)
         trained = {group for _, group, parameter in grouped_parameters(self.model) if parameter.requires_grad}
         for group in self.learning_rates:
             if group not in trained:
