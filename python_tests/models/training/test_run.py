@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from python_tests.models.training import _processes, _tiny
 from python_tests.models.training.test_phases import NAMES
@@ -87,13 +87,13 @@ def test_a_learning_rate_of_what_is_frozen_is_refused(folder: Path) -> None:
 def test_checkpointed_gradients_and_small_batches_give_the_same_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, forward = [], Qwen2DecoderLayer.forward
+    calls, forward = [], Qwen2MLP.forward
 
     def counted(self: Any, hidden_states: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         calls.append(len(hidden_states))
         return forward(self, hidden_states, *arguments, **options)
 
-    monkeypatch.setattr(Qwen2DecoderLayer, "forward", counted)
+    monkeypatch.setattr(Qwen2MLP, "forward", counted)
     run(folder, output_dir=str(folder / "plain"), batch_size_per_device=4)
     assert calls == [4] * 4 * 4  # samples, layers, steps
     calls.clear()
