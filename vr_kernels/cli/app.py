@@ -5,6 +5,7 @@ import typer
 from vr_kernels.cli.bench import bench
 from vr_kernels.cli.demo import demo
 from vr_kernels.cli.info import info
+from vr_kernels.cli.train import train
 
 app = typer.Typer(
     help="What vr_kernels finds on this machine, how fast it is here, and what it does.",
@@ -15,3 +16,4 @@ app = typer.Typer(
 app.command()(info)
 app.command()(bench)
 app.command()(demo)
+app.command()(train)
