@@ -273,6 +273,7 @@ class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, L
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,  # by its name generate() knows that embeddings may be given
         is_first_iteration: bool | None = False,
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -286,6 +287,7 @@ class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, L
         return super().prepare_inputs_for_generation(  # type: ignore[no-any-return]
             input_ids,
             attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
