@@ -4,6 +4,8 @@
 |------------------------------------------------------------------------|------|--------------|------|
 | ``generate`` encodes images first, and hands on ``mm_encoder_outputs`` | yes  | yes          | yes  |
 | ``prefill_chunk_size`` drops the encoded images without a word         | yes  | not looked at | no   |
+| ``initialize_weights`` draws what a checkpoint lacks, and marks what it   | yes  | yes          | yes  |
+| does not lack with ``_is_hf_initialized``                              |      |              |      |
 | towers have no ``vision_model.`` level, old keys are renamed           | yes  | yes          | yes  |
 | renamings that a package registers are applied to its own classes      | yes  | yes          | yes  |
 | ``save_pretrained`` turns renamings around, unless told not to         | yes  | yes          | yes  |
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import initialization
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.image_processing_utils import select_best_resolution
@@ -32,7 +33,6 @@ __all__ = [
     "MultiModalData",
     "SiglipImageProcessorPil",
     "can_return_tuple",
-    "initialization",
     "is_part_of_a_prefill",
     "register_renamings",
     "select_best_resolution",

@@ -111,7 +111,6 @@ def _adopt(model: Any, tower: nn.Module, language_model: Any) -> None:
     inner.multi_modal_projector = config.projector()
     inner.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
     model.lm_head = language_model.get_output_embeddings()
-    inner.multi_modal_projector.apply(model._init_weights)
     inner._init_weights(inner)
     model.generation_config = language_model.generation_config
     model.tie_weights()

@@ -19,11 +19,7 @@ from vr_kernels.integrations.vision_remember import (
     prefill_context,
     prompt_of_labels,
 )
-from vr_kernels.models.llava_vr._transformers import (
-    LlavaNextPreTrainedModel,
-    can_return_tuple,
-    initialization,
-)
+from vr_kernels.models.llava_vr._transformers import LlavaNextPreTrainedModel, can_return_tuple
 from vr_kernels.models.llava_vr.checkpoints import ComposedOfParts
 from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
 from vr_kernels.models.llava_vr.refusals import CONFIGURED, check_encoding, check_generation
@@ -37,13 +33,23 @@ class LlavaVRPreTrainedModel(LlavaNextPreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = ["VisionRemember"]
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, VisionRemember):  # called after its Linears: the last one starts at zero
-            with initialization.guard_torch_init_functions():
-                module.reset_parameters()
-        elif isinstance(module, LlavaVRModel):
-            initialization.normal_(module.image_newline, std=self.config.text_config.hidden_size**-0.5)
+    def initialize_weights(self) -> None:
+        """As of every model of transformers, which is also how it makes what a checkpoint lacks.
+
+        A decoder knows nothing of the blocks inside it: it would draw their Linears by its own rule, and nothing else of
+        them. Blocks, whose last Linear is zero, and projectors start as newly built ones do.
+        """
+        own = [module for module in self.modules() if isinstance(module, (VisionRemember, Projector))]
+        own = [module for module in own if not getattr(module, "_is_hf_initialized", False)]
+        super().initialize_weights()
+        for module in own:
+            state = dict([*module.named_parameters(), *module.named_buffers()])
+            missing = [name for name, tensor in state.items() if not getattr(tensor, "_is_hf_initialized", False)]
+            if missing:
+                new = VisionRemember(module.config) if isinstance(module, VisionRemember) else self.config.projector()
+                made = dict([*new.named_parameters(), *new.named_buffers()])
+                for name in missing:
+                    state[name].copy_(made[name])
 
     def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
         """As of every model of transformers, by default under today's names, whatever layout was loaded."""
