@@ -41,8 +41,10 @@ def config(tower: str = "siglip", decoder: str = "qwen2", **changes: Any) -> Lla
     return LlavaVRConfig(**(defaults | changes))
 
 
-def model(tower: str = "siglip", decoder: str = "qwen2", *, seed: int = 0, **changes: Any) -> Any:
-    built = LlavaVRForConditionalGeneration(config(tower, decoder, **changes))
+def model(
+    tower: str = "siglip", decoder: str = "qwen2", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Any:
+    built = LlavaVRForConditionalGeneration._from_config(config(tower, decoder, **changes), dtype=dtype)
     return randomise(built, seed).eval()
 
 

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from python_tests.models import _llava_vr as tiny
 
-GREEDY: dict[str, Any] = {"suppress_tokens": [tiny.IMAGE], "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+GREEDY: dict[str, Any] = {
+    "suppress_tokens": [tiny.IMAGE],
+    "max_new_tokens": 6,
+    "do_sample": False,
+    "eos_token_id": None,
+}
 TEXTS = ["w1 <image> w2 w3", "w4 <image> w5 <image> w6 w7 w8", "w9 w1"]  # one image, two, none; left-padded
 IMAGES = [[(40, 60)], [(70, 30), (30, 30)], []]
 

@@ -36,8 +36,8 @@ class LlavaVRPreTrainedModel(LlavaNextPreTrainedModel):
     def initialize_weights(self) -> None:
         """As of every model of transformers, which is also how it makes what a checkpoint lacks.
 
-        A decoder knows nothing of the blocks inside it: it would draw their Linears by its own rule, and nothing else of
-        them. Blocks, whose last Linear is zero, and projectors start as newly built ones do.
+        A decoder knows nothing of the blocks inside it: it would draw their Linears by its own rule, and nothing else
+        of them. Blocks, whose last Linear is zero, and projectors start as newly built ones do.
         """
         own = [module for module in self.modules() if isinstance(module, (VisionRemember, Projector))]
         own = [module for module in own if not getattr(module, "_is_hf_initialized", False)]
