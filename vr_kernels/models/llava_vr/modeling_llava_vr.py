@@ -184,6 +184,7 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 prompt_mask=prompt_mask,
+                cu_seq_lens_q=kwargs.get("cu_seq_lens_q"),
             )
             encoded |= {"image": plain}
         if touch_all and encoded.get("image") is None:
