@@ -84,7 +84,7 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
     for checkpointing in (False, True):
         model = tiny.patched(kind).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         inputs = tiny.batch(model, kind, SAMPLES)
         model(**inputs, labels=inputs["input_ids"]).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -138,5 +138,5 @@ def test_a_prefill_in_parts_is_refused(kind: str) -> None:
     model = tiny.patched(kind)
     inputs = tiny.batch(model, kind, [[0]])
     for size in (4, 1000):
-        with pytest.raises((ValueError, RuntimeError), match="vision_remember|VisionTokenMap|window"):
+        with pytest.raises(ValueError, match=r"vision_remember: .*(prefill_chunk_size|in one prefill)"):
             tiny.generate(model, inputs, prefill_chunk_size=size)

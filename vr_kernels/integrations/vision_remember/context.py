@@ -64,7 +64,7 @@ def context_of_images(
         tiles_apart: each of ``images`` is a tile, and those whose slots follow one another are one image.
 
     Raises:
-        ValueError: another number of slots; an image spread over samples.
+        ValueError: another number of slots; an image spread over samples; features cut up.
     """
     slots = [len(places) for places in images.places]
     if sum(slots) != int(image_mask.sum()):
@@ -78,6 +78,10 @@ def context_of_images(
     places = [table.cpu() for table in images.places]
     if grid is None:
         rows = [len(level) for level in images.levels[0]]
+        if any(int(table.max()) >= count for table, count in zip(places, rows, strict=True)):
+            raise ValueError(
+                "vision_remember: an image's features were cut up; leave prefill_chunk_size out, which does that"
+            )
         vision_map = _map_of_windows(mask, places, rows, tiles_apart)
     else:
         tiles = [len(level) for level in images.levels[0]]
