@@ -256,7 +256,7 @@ def _config(
         "text_guide": "max" if bidirectional else "none",
         "norm_eps": getattr(text, "rms_norm_eps", 1e-6),
     }
-    config = VisionRememberConfig(**(options | given))
+    config = VisionRememberConfig.from_dict(options | given)
     if config.interaction != "local":
         _refuse(f"interaction is {config.interaction!r}; it must be 'local', for other models' tokens have no one grid")
     if config.saliency != "none" and family.saliency(inner) is None:
