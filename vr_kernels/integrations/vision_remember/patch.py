@@ -12,6 +12,7 @@ around it does so too, in ``model``, and ``generate()`` encodes images before th
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,7 +87,23 @@ class PrepareInputsForGeneration(Method):
     def __call__(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("is_first_iteration"):
             note_prompt(kwargs.get("mm_encoder_outputs"), input_ids, kwargs.get("attention_mask"))
-        return self.original(input_ids, *args, **kwargs)
+        inputs = self.original(input_ids, *args, **kwargs)
+        if _lacks_images(inputs, self.model.config.image_token_id):
+            raise ValueError(
+                "vision_remember: a pass over image tokens comes without their images; leave prefill_chunk_size out, for "
+                "image tokens read the whole prompt"
+            )
+        return inputs
+
+
+def _lacks_images(inputs: Mapping[str, Any], image_token_id: int) -> bool:
+    """Whether a prefill was cut up: transformers then withholds the images, or parts of them follow later."""
+    input_ids = inputs.get("input_ids")
+    if input_ids is None or input_ids.shape[1] == 1:  # a step of decoding, which is not to wait for the device
+        return False
+    if inputs.get("pixel_values") is not None or (inputs.get("mm_encoder_outputs") or {}).get("image") is not None:
+        return False
+    return bool((input_ids == image_token_id).any())
 
 
 def add_context(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
