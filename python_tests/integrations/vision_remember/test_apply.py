@@ -170,9 +170,9 @@ def test_models_of_other_types_are_refused_with_the_list() -> None:
     import transformers as hf
 
     bert = hf.BertModel(hf.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
-    with pytest.raises(ValueError, match="BertModel of no known type.*internvl, llava, llava_next, .*qwen3_vl"):
+    with pytest.raises(ValueError, match=r"BertModel of no known type.*internvl, llava, llava_next, .*qwen3_vl"):
         apply_vision_remember(bert)
-    with pytest.raises(TypeError, match="a dict; it must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"a dict; it must be a torch\.nn\.Module"):
         apply_vision_remember({})  # type: ignore[type-var]
     other = tiny.model("llava")
     other.model.config.model_type = "new_model"

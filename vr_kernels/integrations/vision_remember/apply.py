@@ -1,4 +1,4 @@
-"""``apply_vision_remember``: blocks between the decoder layers of a model of transformers, without a change of its code."""
+"""``apply_vision_remember``: blocks between the decoder layers of an unmodified model of transformers."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def apply_vision_remember(
 
     Works in place, on models of the types "internvl", "llava", "llava_next", "llava_onevision", "qwen2_5_vl",
     "qwen2_vl" and "qwen3_vl", also inside a PEFT model. No key of the model's state dict changes, new ones are
-    ``...layers.<i>.vision_remember.*``. The blocks start as the identity: until they are trained the model's outputs are
-    those of before, bit for bit (unless ``residual="normal"`` is asked for). ``generate()``, gradient checkpointing,
-    ``copy.deepcopy`` and pickling work as before. A block takes its layer's device and dtype.
+    ``...layers.<i>.vision_remember.*``. The blocks start as the identity: until they are trained the model's outputs
+    are those of before, bit for bit (unless ``residual="normal"`` is asked for). ``generate()``, gradient
+    checkpointing, ``copy.deepcopy`` and pickling work as before, and ``model.model.language_model`` can be compiled in
+    one graph. A block takes its layer's device and dtype.
 
     A vision token reads the features that the model made it of: in LLaVA's its one patch, in Qwen-VL's and InternVL's
     its 2x2. ``neighborhood`` adds those of the tokens around it; with a window of one feature attention has nothing to
@@ -64,7 +65,8 @@ def apply_vision_remember(
         model: the model, or one that holds it.
         layers: decoder layers, counted from 1, that get a block.
         levels: which of the encoder's ``hidden_states`` the blocks read (0 the embeddings, k the output of block k,
-            negative ones counted from the end). None: 7, 15 and 23 of an encoder of 24 blocks, in proportion for others.
+            negative ones counted from the end). None: 7, 15 and 23 of an encoder of 24 blocks, in proportion for
+            others.
         position: "after" those layers (v2, §3.1) or "before" them (v1, §5.1).
         bidirectional: whether a block has its second layer, in which vision tokens read each other and the prompt.
         neighborhood: (r_h, r_w), a token's window reaches as many tokens of its grid (of a tile where there are tiles)
@@ -136,8 +138,8 @@ def install(model: nn.Module, patch: Patch, *, backend: str | None = None) -> No
     for holder, method in ((inner, GetImageFeatures), (outer, PrepareInputsForGeneration)):
         if holder is not None and method.name in vars(holder):
             _refuse(
-                f"the model's {method.name} was replaced, as apply_visionzip does; undo that first, for the blocks must "
-                "know what each token is made of"
+                f"the model's {method.name} was replaced, as apply_visionzip does; undo that first, for the blocks "
+                "must know what each token is made of"
             )
     decoder = inner.language_model.layers
     blocks: dict[int, nn.Module] = {}

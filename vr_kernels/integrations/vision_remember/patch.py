@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vr_kernels.integrations.vision_remember.context import NAME, prompt_of_labels
 from vr_kernels.integrations.vision_remember.encoded import note_prompt
@@ -62,7 +62,7 @@ class Method:
 
     name: ClassVar[str]
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     @property
@@ -90,8 +90,8 @@ class PrepareInputsForGeneration(Method):
         inputs = self.original(input_ids, *args, **kwargs)
         if _lacks_images(inputs, self.model.config.image_token_id):
             raise ValueError(
-                "vision_remember: a pass over image tokens comes without their images; leave prefill_chunk_size out, for "
-                "image tokens read the whole prompt"
+                "vision_remember: a pass over image tokens comes without their images; leave prefill_chunk_size out, "
+                "for image tokens read the whole prompt"
             )
         return inputs
 
@@ -125,11 +125,7 @@ def add_context(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
     touch_all = inner.training and torch.is_grad_enabled()
     if outputs is None and not touch_all:
         return (), kwargs
-    embedding, input_ids, inputs_embeds = (
-        inner.get_input_embeddings(),
-        kwargs.get("input_ids"),
-        kwargs.get("inputs_embeds"),
-    )
+    embedding, inputs_embeds = inner.get_input_embeddings(), kwargs.get("inputs_embeds")
     context, plain = prefill_context(
         image_slots(embedding, inner.config.image_token_id, kwargs.get("input_ids"), inputs_embeds),
         outputs,
