@@ -1,4 +1,4 @@
-"""The ``vr-kernels`` command: ``info``, ``bench`` and ``demo``."""
+"""The ``vr-kernels`` command: ``info``, ``bench``, ``demo`` and ``generate``."""
 
 from vr_kernels.cli.checks import require
 

@@ -4,6 +4,7 @@ import typer
 
 from vr_kernels.cli.bench import bench
 from vr_kernels.cli.demo import demo
+from vr_kernels.cli.generate import generate
 from vr_kernels.cli.info import info
 
 app = typer.Typer(
@@ -15,3 +16,4 @@ app = typer.Typer(
 app.command()(info)
 app.command()(bench)
 app.command()(demo)
+app.command()(generate)
