@@ -1,4 +1,5 @@
 #include "bindings.h"
+#include "cpu/index.h"
 #include "cpu/tokens.h"
 
 namespace py = pybind11;
@@ -41,6 +42,12 @@ void bind_tokens(py::module_& m) {
            py::arg("images") = 0, py::arg("tokens") = 0, py::arg("sample_of_image") = 0, py::arg("norm_weight") = 0,
            py::arg("norm_eps") = 0.0f, py::arg("threads"));
   m.attr("TOKEN_ROWS_PER_PART") = kRowsPerPart;
+  m.def(
+      "index_fits",
+      [](uintptr_t index, int64_t count, bool is_64bit, int64_t low, int64_t high, bool distinct) {
+        return cpu::index_fits({pointer<const void>(index), count, is_64bit}, low, high, distinct);
+      },
+      py::arg("index"), py::arg("count"), py::arg("is_64bit"), py::arg("low"), py::arg("high"), py::arg("distinct"));
   m.def(
       "text_guide",
       [](const TokenRows& tokens, uintptr_t mask, uintptr_t guide, uintptr_t text_row) {

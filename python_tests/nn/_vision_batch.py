@@ -35,6 +35,8 @@ class Batch:
     levels: tuple[Tensor, ...]  # (4, H, W, D_l)
     saliency: Tensor  # (4, H, W)
     text_mask: Tensor  # (4, 24)
+    newlines: tuple[tuple[int, int, int], ...]  # (sample, slot, image), by hand
+    position_ids: Tensor  # (4, 24)
 
     def to(self, dtype: torch.dtype) -> Batch:
         levels = tuple(level.to(dtype) for level in self.levels)
@@ -88,6 +90,11 @@ def batch(feature_grid: tuple[int, int] = (4, 9), *, unpad: bool = False, seed: 
     generator = torch.Generator().manual_seed(seed)
     slots, tokens = slots_of(unpad=unpad)
     vision_map = VisionTokenMap.from_slots(slots, grid=GRID, feature_grid=feature_grid, tiles=TILES)
+    places = [token.slot for token in tokens if token.image == 1]
+    newlines = tuple((2, t, 1) for t in range(min(places), max(places) + 2) if t not in places)
+    newline_rows = torch.full((3, 3), -1)
+    newline_rows[1, 1:] = torch.tensor([sample * LENGTH + slot for sample, slot, _ in newlines])
+    vision_map = replace(vision_map, newline_rows=newline_rows)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
@@ -96,4 +103,6 @@ def batch(feature_grid: tuple[int, int] = (4, 9), *, unpad: bool = False, seed: 
     text_mask[0, 3:5] = text_mask[0, 12:15] = text_mask[1, 4:20] = text_mask[2, 22:] = True
     levels = tuple(random(4, *feature_grid, width) for width in WIDTHS)
     saliency = random(4, *feature_grid).sigmoid()
-    return Batch(random(4, LENGTH, HIDDEN), tokens, vision_map, levels, saliency, text_mask)
+    hidden_states = random(4, LENGTH, HIDDEN)
+    position_ids = torch.randint(0, 500, (4, LENGTH), generator=generator)
+    return Batch(hidden_states, tokens, vision_map, levels, saliency, text_mask, newlines, position_ids)

@@ -109,15 +109,31 @@ def bidirectional(
     assert config.num_attention_heads is not None
     for image in {token.image for token in batch.tokens}:
         places = [(token.sample, token.slot) for token in batch.tokens if token.image == image]
+        positions = [int(batch.position_ids[place]) for place in places]
         rows = torch.stack([hidden_states[place] for place in places])
+        newlines = [(b, t) for b, t, of_image in batch.newlines if of_image == image and config.newline_keys]
+        positions += [int(batch.position_ids[place]) for place in newlines]
+        rows = torch.cat([rows, *(hidden_states[place][None] for place in newlines)])
         read = batch.text_mask[places[0][0]]
         if text and config.text_guide != "none" and read.any():
             prompt = hidden_states[places[0][0]][read]
             guide = prompt.amax(0) if config.text_guide == "max" else prompt.mean(0)
-            rows = torch.cat([rows, guide[None]])
+            rows, positions = torch.cat([rows, guide[None]]), [*positions, 0]
         rows = norm(state, "norm_", config.bidirectional_norm, config.norm_eps, rows)
         query, key, value = linear(state, "qkv_proj", rows).chunk(3, -1)
+        if config.bidirectional_rope_theta is not None:
+            turned = torch.tensor(positions), config.num_attention_heads, config.bidirectional_rope_theta
+            query, key = turn(query, *turned), turn(key, *turned)
         for i, place in enumerate(places):
             update = attend(query[i], key, value, config.num_attention_heads)
             out[place] = out[place] + linear(state, "out_proj", update)
     return out
+
+
+def turn(x: Tensor, position: Tensor, heads: int, theta: float) -> Tensor:
+    """x (N, E): channels i and i + d/2 of a head are one complex number, turned by position / theta^(2i/d)."""
+    real, imaginary = x.unflatten(1, (heads, -1)).chunk(2, -1)  # (N, h, d/2)
+    half = real.shape[-1]
+    angle = position[:, None] / theta ** (torch.arange(half, dtype=torch.float64) / half)
+    turned = torch.complex(real, imaginary) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    return torch.cat([turned.real, turned.imag], -1).flatten(1)

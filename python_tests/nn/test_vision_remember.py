@@ -36,6 +36,7 @@ def run(block: VisionRemember, inputs: Batch, *, text: bool = True) -> Tensor:
         inputs.levels if crossing else None,
         saliency=inputs.saliency if crossing and block.config.saliency != "none" else None,
         text_mask=inputs.text_mask if text and block.config.text_guide != "none" else None,
+        position_ids=inputs.position_ids if block.config.bidirectional_rope_theta is not None else None,
     )
 
 
@@ -55,6 +56,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bidirectional LayerNorm": {"bidirectional_norm": "layer"},
     "bidirectional without norm": {"bidirectional_norm": "none"},
     "bidirectional bias": {"bidirectional_bias": True},
+    "positions": {"bidirectional_rope_theta": 50.0},
+    "newlines as keys": {"newline_keys": True},
+    "newlines as keys at their positions": {"newline_keys": True, "bidirectional_rope_theta": 50.0},
     "literal": {"literal": True, "num_heads": None},
     "mlp": {"expansion": "mlp"},
     "query norm": {"query_norm": "layer"},
@@ -182,7 +186,8 @@ def test_the_backend_is_that_asked_for() -> None:
 @pytest.mark.parametrize("layers", [*LAYERS, *ALONE], ids=str)
 @pytest.mark.parametrize("features", [False, True], ids=["without features", "with features"])
 def test_a_batch_without_an_image_passes_and_touches_every_parameter(layers: tuple[str, ...], features: bool) -> None:
-    block = block_of(torch.float32, layers=layers, bias=True, bidirectional_bias=True)
+    newline_keys = "bidirectional" in layers
+    block = block_of(torch.float32, layers=layers, bias=True, bidirectional_bias=True, newline_keys=newline_keys)
     hidden_states = torch.randn(2, 5, HIDDEN)
     nothing = torch.zeros(2, 5, dtype=torch.bool)
     if features:  # an image whose tokens were all truncated
@@ -222,6 +227,41 @@ def test_an_image_whose_sample_has_no_text_has_no_guide() -> None:
     without = run(block, inputs, text=False)
     torch.testing.assert_close(out[2], without[2], rtol=1e-10, atol=1e-10)
     assert not torch.equal(out[0], without[0])
+
+
+def test_newlines_are_keys_only_where_they_are_asked_for() -> None:
+    inputs = batch()
+    changed = dataclasses.replace(inputs, hidden_states=inputs.hidden_states.clone())
+    for sample, slot, _ in inputs.newlines:
+        changed.hidden_states[sample, slot] *= -2
+    for keys in (False, True):
+        block = block_of(newline_keys=keys, text_guide="none")
+        differs = (run(block, changed) != run(block, inputs)).any(-1)
+        read = torch.zeros_like(differs)
+        for token in inputs.tokens:
+            read[token.sample, token.slot] = keys and token.image == 1  # the image whose newlines they are
+        assert torch.equal(differs & inputs.vision_mask, read)
+
+
+def test_without_position_ids_a_token_stands_at_its_own_slot() -> None:
+    block, inputs = block_of(bidirectional_rope_theta=50.0, newline_keys=True), batch()
+    slots = torch.arange(inputs.hidden_states.shape[1])[None]
+    call = {"text_mask": inputs.text_mask}
+    out = block(inputs.hidden_states, inputs.vision_map, inputs.levels, **call)
+    for position_ids in (slots, slots.expand(4, -1), slots.int()):
+        given = block(inputs.hidden_states, inputs.vision_map, inputs.levels, **call, position_ids=position_ids)
+        assert torch.equal(given, out)
+
+
+def test_newlines_and_positions_are_refused_where_nobody_knows_or_reads_them() -> None:
+    inputs = batch()
+    unknown = dataclasses.replace(inputs.vision_map, newline_rows=None)
+    with pytest.raises(ValueError, match=r"^VisionRemember: config\.newline_keys is True, and the map has no newline"):
+        run(block_of(newline_keys=True), dataclasses.replace(inputs, vision_map=unknown))
+    with pytest.raises(
+        ValueError, match=r"^VisionRemember: position_ids is given and config\.bidirectional_rope_theta"
+    ):
+        block_of()(inputs.hidden_states, inputs.vision_map, inputs.levels, position_ids=inputs.position_ids)
 
 
 def test_saliency_and_guide_are_refused_where_they_are_not_configured() -> None:

@@ -38,6 +38,8 @@ def test_defaults_are_those_of_the_second_paper() -> None:
         "bidirectional_norm": "rms",
         "bidirectional_head_dim": None,
         "bidirectional_bias": False,
+        "bidirectional_rope_theta": None,
+        "newline_keys": False,
     }
     assert config.heads == (24, 128)
 
@@ -76,6 +78,7 @@ OTHER: dict[str, Any] = {
     "feature_norm": "all", "num_heads": 2, "head_dim": 64, "bias": True, "window": (2, 3),
     "window_position": "learned", "ragged_windows": "reject", "saliency": "feature", "residual": "gate",
     "text_guide": "none", "bidirectional_norm": "layer", "bidirectional_head_dim": 8, "bidirectional_bias": True,
+    "bidirectional_rope_theta": 1e4, "newline_keys": True,
 }  # fmt: skip
 
 
@@ -119,6 +122,21 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "norm_eps is 0; it must be a positive number": {"norm_eps": 0},
     "norm_eps is nan; it must be a positive number": {"norm_eps": float("nan")},
     "norm_eps is '1e-6'; it must be a positive number": {"norm_eps": "1e-6"},
+    "newline_keys is None; it must be True or False": {"newline_keys": None},
+    "bidirectional_rope_theta is -1.0; it must be a positive number or None": {"bidirectional_rope_theta": -1.0},
+    "bidirectional_rope_theta is '1e4'; it must be a positive number or None": {"bidirectional_rope_theta": "1e4"},
+    "bidirectional_rope_theta is 10000.0; it must be None where the head width, 5, is odd": {
+        "bidirectional_rope_theta": 1e4,
+        "bidirectional_head_dim": 5,
+    },
+    "bidirectional_rope_theta is 10000.0; it must be None where there is no bidirectional layer": {
+        "bidirectional_rope_theta": 1e4,
+        "layers": ("cross_attention",),
+    },
+    "newline_keys is True; it must be False where there is no bidirectional layer": {
+        "newline_keys": True,
+        "layers": ("cross_attention",),
+    },
     "layers is 'bidirectional'; it must be ('cross_attention', 'bidirectional') or ('bidirectional', "
     "'cross_attention') or ('cross_attention',) or ('bidirectional',)": {"layers": "bidirectional"},
     "interaction is 'window'; it must be 'local' or 'global' or 'deformable'": {"interaction": "window"},

@@ -93,6 +93,7 @@ def test_an_image_that_truncation_removed_is_no_row() -> None:
 def test_it_moves_and_is_replaced_whole() -> None:
     slots, _ = slots_of(unpad=True)
     vision_map = VisionTokenMap.from_slots(slots, grid=GRID, feature_grid=(4, 9), tiles=TILES)
+    vision_map = dataclasses.replace(vision_map, newline_rows=torch.tensor([[11], [-1], [71]]))
     moved = vision_map.to("meta")
     for field in dataclasses.fields(vision_map):
         old, new = getattr(vision_map, field.name), getattr(moved, field.name)
@@ -113,6 +114,35 @@ def test_any_geometry_may_be_given_as_tables() -> None:
     )
     assert vision_map.rows.tolist() == [4, 1, 0]
     assert (vision_map.num_tiles, vision_map.ragged) == (0, False)
+
+
+def test_it_knows_whether_anything_is_missing_without_asking_a_device() -> None:
+    mask = torch.tensor([[True] * 4 + [False] * 2, [False] * 2 + [True] * 4])
+    whole = VisionTokenMap.from_grid(mask, grid=(2, 2), feature_grid=(4, 4))
+    ragged = VisionTokenMap.from_grid(mask, grid=(1, 2), feature_grid=(2, 2), tiles=[1, 1, 2])
+    assert (whole.padded, ragged.padded) == (False, True)
+    assert (whole.to("meta").padded, ragged.to("meta").padded) == (False, True)
+    assert whole.newlines_padded is None
+    for rows, padded in (([[4], [6]], False), ([[4], [-1]], True)):
+        newlines = dataclasses.replace(whole, newline_rows=torch.tensor(rows))
+        assert newlines.newlines_padded is padded
+        assert newlines.to("meta").newlines_padded is padded
+    assert not whole.text_in_every_sample
+    told = whole.with_text(~mask)
+    assert told.text_in_every_sample
+    assert told.to("meta").text_in_every_sample
+    assert not whole.with_text(~mask & torch.tensor([[True], [False]])).text_in_every_sample
+    assert not told.with_text(mask & ~mask).text_in_every_sample
+    first = VisionTokenMap.from_grid(mask & torch.tensor([[True], [False]]), grid=(2, 2), feature_grid=(4, 4))
+    assert first.with_text(~mask & torch.tensor([[True], [False]])).text_in_every_sample, "no image stands in the other"
+    for error, words, fault in (
+        (TypeError, "text_mask is torch.int64; it must be torch.bool", mask.long()),
+        (ValueError, r"text_mask has shape \(2, 5\); it must be \(2, 6\)", mask[:, 1:]),
+        (ValueError, "text_mask is on meta, the map is on cpu", mask.to("meta")),
+        (TypeError, "text_mask is None", None),
+    ):
+        with pytest.raises(error, match=f"^VisionTokenMap.with_text: {words}"):
+            whole.with_text(fault)  # type: ignore[arg-type]
 
 
 TABLES: dict[str, Any] = {
@@ -141,6 +171,13 @@ VALUE_FAULTS: dict[str, dict[str, Any]] = {
     "window_index[2, 0] is 6; it must be -1 (absent) or a feature row in [0, 6)": {
         "window_index": torch.tensor([[0, 1], [2, 3], [6, -1]])
     },
+    "newline_rows has shape (1, 2); it must be (I, M) with I = 2": {"newline_rows": torch.tensor([[2, 3]])},
+    "newline_rows[0, 1] is 8; it must be -1 (padding) or a row b*T + t in [0, 8)": {
+        "newline_rows": torch.tensor([[2, 8], [-1, -1]])
+    },
+    "newline_rows[1, 0] is in sample 0, image_sample[1] is 1;": {"newline_rows": torch.tensor([[2], [3]])},
+    "newline_rows names a row twice, or one of token_rows;": {"newline_rows": torch.tensor([[2, 2], [-1, 6]])},
+    "newline_rows names a row twice, or one of token_rows; each": {"newline_rows": torch.tensor([[1], [-1]])},
     "grid is (1, 3) and feature_grid is None; give both of them, or neither": {"grid": (1, 3)},
     "cells is given and grid is None": {"cells": torch.tensor([0, 1, 2])},
     "grid is (0, 3); it must be two integers of at least 1": GRIDS | {"grid": (0, 3)},
@@ -165,6 +202,7 @@ def test_tables_that_do_not_fit_are_refused(words: str, fault: dict[str, Any]) -
         ("token_rows is torch.float32; it must be torch.int64", {"token_rows": torch.zeros(2, 2)}),
         ("window_index is torch.int16; it must be torch.int32 or torch.int64",
          {"window_index": TABLES["window_index"].short()}),
+        ("newline_rows is torch.int32; it must be torch.int64", {"newline_rows": torch.tensor([[2], [6]]).int()}),
         ("image_sample is a list; it must be a torch.Tensor", {"image_sample": [0, 1]}),
         ("window_index is None; it must be a torch.Tensor", {"window_index": None}),
     ],

@@ -12,7 +12,9 @@ import vr_kernels
 from python_tests._cases import Call
 from python_tests._token_cases import gather_call, scatter_call, text_guide_call
 from python_tests.ops.test_bidirectional_attention import attention_call
+from vr_kernels.ops import _native, _tokens
 from vr_kernels.ops._token_native import NativeTokens
+from vr_kernels.ops._tokens import check_token_rows
 
 ones = torch.ones
 Refusals = dict[str, Callable[[Call], Call]]
@@ -150,6 +152,32 @@ def test_the_definition_refuses_bad_rows_too(operator: str) -> None:
         bad[0, 0] = row
         with pytest.raises(ValueError, match=f"^{operator}: token_rows.*{words}"):
             getattr(vr_kernels, operator)(**(call | {"token_rows": bad}), backend="reference")
+
+
+@pytest.mark.parametrize("form", ["int32", "strided", "no native module"])
+def test_bad_rows_are_refused_in_every_form_they_come_in(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if form == "no native module":
+        monkeypatch.setattr(_tokens, "index_fits", lambda *arguments, **options: False)
+    for numbers, words in (([0, 33], "is 33; it must"), ([-2, 0], "is -2; it must"), ([32, 32], "names row 32 more")):
+        rows = torch.tensor([numbers], dtype=torch.int32 if form == "int32" else torch.int64)
+        rows = torch.stack([rows, rows], -1)[..., 0] if form == "strided" else rows
+        with pytest.raises(ValueError, match=words):
+            check_token_rows("operator", rows, 33)
+    for numbers in ([0, 32], [-1, -1], [32, -1]):
+        check_token_rows("operator", torch.tensor([numbers]), 33)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_an_index_is_looked_at_to_its_last_number(dtype: torch.dtype) -> None:
+    index = torch.arange(1001, dtype=dtype)
+    assert _native.index_fits(index, 0, 1001, distinct=True)
+    assert not _native.index_fits(index, 0, 1000)
+    assert not _native.index_fits(index, 1, 1001)
+    index[-1] = 999
+    assert _native.index_fits(index, 0, 1001)
+    assert not _native.index_fits(index, 0, 1001, distinct=True)
+    assert _native.index_fits(index[:0], 0, 0, distinct=True)
+    assert _native.index_fits(torch.full((5,), -1, dtype=dtype), -1, 0, distinct=True), "padding may stand anywhere"
 
 
 def test_a_compiled_graph_s_rows_are_checked_when_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:

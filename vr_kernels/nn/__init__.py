@@ -1,9 +1,11 @@
 """Modules: parameters and one call to an operator."""
 
 from vr_kernels.nn.bidirectional_token_attention import BidirectionalTokenAttention
+from vr_kernels.nn.deep_stack import DeepStack
 from vr_kernels.nn.deformable_cross_attention import DeformableCrossAttention
 from vr_kernels.nn.global_cross_attention import GlobalCrossAttention
 from vr_kernels.nn.local_cross_attention import LocalCrossAttention
+from vr_kernels.nn.spatial_vision_aggregator import SpatialVisionAggregator
 from vr_kernels.nn.token_feature_cross_attention import TokenFeatureCrossAttention
 from vr_kernels.nn.token_fusion import (
     MultiBlockTokenFusion,
@@ -18,11 +20,13 @@ from vr_kernels.nn.vision_token_map import VisionTokenMap
 
 __all__ = [
     "BidirectionalTokenAttention",
+    "DeepStack",
     "DeformableCrossAttention",
     "GlobalCrossAttention",
     "LocalCrossAttention",
     "MultiBlockTokenFusion",
     "SpatialTokenFusion",
+    "SpatialVisionAggregator",
     "TokenAvgPool",
     "TokenConcat",
     "TokenFeatureCrossAttention",

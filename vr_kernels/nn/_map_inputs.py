@@ -26,6 +26,16 @@ def check_stream(operation: str, hidden_states: Tensor, vision_map: VisionTokenM
         )
 
 
+def newline_rows_of(operation: str, vision_map: VisionTokenMap) -> Tensor | None:
+    """The map's, which only a batch without an image may lack: a map that was made without them knows of none."""
+    if vision_map.newline_rows is None and len(vision_map.rows) > 0:
+        raise ValueError(
+            f"{operation}: config.newline_keys is True, and the map has no newline_rows; give it a table (I, M), of "
+            "M = 0 where there is no newline"
+        )
+    return vision_map.newline_rows
+
+
 def checked_levels(
     operation: str,
     vision_map: VisionTokenMap,
@@ -59,6 +69,27 @@ def check_leading_shape(operation: str, name: str, vision_map: VisionTokenMap, s
     if shape != grid and shape != (vision_map.feature_rows,):
         allowed = f"({vision_map.feature_rows},)" + ("" if grid is None else f" or {grid}")
         raise ValueError(f"{operation}: {name} has leading shape {shape}; the map was made for {allowed}")
+
+
+def check_whole_windows(operation: str, vision_map: VisionTokenMap, window: tuple[int, int] | None) -> None:
+    """Refuse a map without a grid, and, where ``window`` is given, one whose windows are not all of that size."""
+    if vision_map.grid is None or vision_map.feature_grid is None:
+        raise ValueError(f"{operation}: the map has no grid; build it with from_grid or from_slots")
+    if window is None:
+        return
+    whole = tuple(n * size for n, size in zip(vision_map.grid, window, strict=True))
+    if whole != tuple(vision_map.feature_grid):
+        raise ValueError(
+            f"{operation}: the map has feature_grid {tuple(vision_map.feature_grid)} and grid "
+            f"{tuple(vision_map.grid)}; with window {window} feature_grid must be {whole}"
+        )
+
+
+def refuse_unread(operation: str, **given: Tensor | None) -> None:
+    """Refuse what a block takes for the sake of a common call, and would not read."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{operation}: {name} is given, and this block reads none; it must be None")
 
 
 def as_table(tensor: Tensor, trailing: int) -> Tensor:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vr_kernels.nn._rotary import rotate
 from vr_kernels.ops import bidirectional_attention, gather_tokens, scatter_add_tokens
+from vr_kernels.ops._arguments import Arguments, is_readable, signatures
 from vr_kernels.ops._tokens import read_rows
 
 
@@ -14,8 +16,12 @@ class BidirectionalTokenAttention(nn.Module):
     """Vision tokens attend to all vision tokens of their image and to the prompt (Vision Remember v2, §3.3).
 
     ``x = x + W_o attention(W_q n(x), W_k [n(x), n(guide)], W_v [n(x), n(guide)])`` at the vision tokens x of one image,
-    n the norm and guide the maximum of the sample's text tokens; every other token stays as it is. No position
-    encoding, no feed-forward layer. The projections are called as modules, whatever they have been replaced by.
+    n the norm and guide the maximum of the sample's text tokens; every other token stays as it is. No feed-forward
+    layer. The projections are called as modules, whatever they have been replaced by.
+
+    The paper's layer has no position encoding. With rope_theta queries and keys are turned to their places in the
+    sequence, as the language model turns its own. The guide stands at no place: it is pooled from all of the text, so
+    it is not turned, which is position 0, before everything that it is read by.
 
     Args:
         hidden_size: D, the width of the stream.
@@ -25,10 +31,12 @@ class BidirectionalTokenAttention(nn.Module):
         bias: biases on the projections.
         guide: how the prompt's text becomes one more key, the text-guided token: "max" of each channel, as the paper,
             "mean", or None, no such key.
+        rope_theta: base of the rotary position embedding, rotate-half as in Llama and Qwen2; None: no positions.
         zero_init: start ``out_proj`` at zero: the layer starts as the identity, bit for bit.
 
     Raises:
-        ValueError: sizes below one; no head_dim and heads that do not divide hidden_size; an unknown norm.
+        ValueError: sizes below one; no head_dim and heads that do not divide hidden_size; an unknown norm or guide; a
+            rope_theta that is not positive, or beside an odd head_dim.
 
     >>> layer = BidirectionalTokenAttention(64, num_heads=4)
     >>> hidden_states = torch.randn(1, 10, 64)
@@ -52,6 +60,7 @@ class BidirectionalTokenAttention(nn.Module):
         norm_eps: float = 1e-6,
         bias: bool = False,
         guide: str | None = "max",
+        rope_theta: float | None = None,
         zero_init: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -72,9 +81,16 @@ class BidirectionalTokenAttention(nn.Module):
             raise ValueError(f'BidirectionalTokenAttention: guide is {guide!r}; it must be "max", "mean" or None')
         if norm not in ("rms", "layer", None):
             raise ValueError(f'BidirectionalTokenAttention: norm is {norm!r}; it must be "rms", "layer" or None')
+        if rope_theta is not None and not rope_theta > 0:
+            raise ValueError(f"BidirectionalTokenAttention: rope_theta is {rope_theta}; it must be positive, or None")
+        if rope_theta is not None and head_dim % 2 != 0:
+            raise ValueError(
+                f"BidirectionalTokenAttention: head_dim is {head_dim}; it must be even where rope_theta is given, "
+                "which turns pairs of channels"
+            )
         self.hidden_size, self.num_heads, self.head_dim = hidden_size, num_heads, head_dim
         self.norm, self.norm_eps = norm, norm_eps
-        self.guide, self.zero_init = guide, zero_init
+        self.guide, self.rope_theta, self.zero_init = guide, rope_theta, zero_init
 
         inner = num_heads * head_dim
         self.qkv_proj = nn.Linear(hidden_size, 3 * inner, bias=bias, device=device, dtype=dtype)
@@ -106,42 +122,108 @@ class BidirectionalTokenAttention(nn.Module):
         hidden_states: Tensor,
         token_rows: Tensor,
         *,
+        key_rows: Tensor | None = None,
         text_mask: Tensor | None = None,
         image_sample: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        complete: bool = False,
     ) -> Tensor:
         """The stream with its vision tokens updated; a new tensor.
 
         Args:
             hidden_states: (B, T, D). token_rows: (I, N), row b*T + t of each vision token of each image (all its
                 tiles), -1 = padding; see ``vr_kernels.gather_tokens``.
+            key_rows: (I, M), rows that each image's tokens attend to as well, and that stay as they are: its newline
+                tokens. -1 = padding; no row of token_rows again. None: no such key.
             text_mask: (B, T) bool, True at the prompt's text; None, or no text in a sample: no guide.
             image_sample: (I,), the sample each image belongs to; None: I is B, in order.
+            position_ids: (B, T), or (1, T) for every sample, int32 or int64: the positions that rope_theta turns to;
+                None: the slot's own number t, which differs from a left-padded model's position by the padding, and so
+                in nothing but the distance to the guide.
 
         Returns:
             (B, T, D) in the dtype of hidden_states.
+
+        Raises:
+            ValueError, TypeError: as ``vr_kernels.gather_tokens`` does; key_rows of another number of images;
+                position_ids of another shape, or without rope_theta; on the CPU, a complete that is not true.
         """
+        self._check_options(hidden_states, token_rows, key_rows, position_ids)
         text_mask = None if self.guide is None else text_mask
+        read = token_rows if key_rows is None else torch.cat([token_rows, key_rows], 1)  # (I, N+M)
         rows = gather_tokens(
             hidden_states,
-            token_rows,
+            read,
             norm_weight=self.norm_weight if self.norm == "rms" else None,
             norm_eps=self.norm_eps,
             text_mask=text_mask if self.guide == "max" else None,
             image_sample=image_sample,
-        )  # (I, N or N+1, D): the guide comes last
+        )  # (I, N+M or N+M+1, D): the guide comes last
         if self.guide == "mean" and text_mask is not None:
             rows = torch.cat([rows, self._mean_guide(hidden_states, text_mask, image_sample)], 1)
         if self.norm == "layer":
             rows = F.layer_norm(rows, rows.shape[-1:], self.norm_weight, self.norm_bias, self.norm_eps)
-        present = (token_rows >= 0) & (token_rows < hidden_states[..., 0].numel())  # (I, N)
+        present = self._present(hidden_states, read, text_mask, image_sample, complete)  # (I, N+M or N+M+1)
+        projected = self.qkv_proj(rows).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = projected.unbind(2)
+        if self.rope_theta is not None:
+            position = self._positions(hidden_states, read, position_ids)  # (I, N+M)
+            position = F.pad(position, (0, rows.shape[1] - read.shape[1]))  # and 0, the guide's
+            query, key = rotate(projected[:, :, :2], position, self.rope_theta).unbind(2)
+        attended = bidirectional_attention(query[:, : token_rows.shape[1]], key, value, key_mask=present)
+        return scatter_add_tokens(hidden_states, token_rows, self.out_proj(attended.flatten(-2)))
+
+    def _check_options(
+        self, hidden_states: Tensor, token_rows: Tensor, key_rows: Tensor | None, position_ids: Tensor | None
+    ) -> None:
+        """What this layer takes beyond the operators, which check the rest."""
+        if key_rows is None and position_ids is None:
+            return
+        arguments = Arguments("BidirectionalTokenAttention", query="hidden_states")
+        stream, tokens, keys, positions = signatures(hidden_states, token_rows, key_rows, position_ids)
+        batch, length = stream[0][:2]
+        if key_rows is not None:
+            shape = arguments.index("key_rows", keys, arguments.tensor("hidden_states", stream)).shape
+            if len(shape) != 2 or shape[0] != tokens[0][0]:
+                raise arguments.error(f"key_rows has shape {shape}; it must be (I, M) with I = {tokens[0][0]}")
+        if position_ids is not None:
+            if self.rope_theta is None:
+                raise arguments.error("position_ids is given and rope_theta is None; nothing reads them")
+            shape = arguments.index("position_ids", positions, arguments.tensor("hidden_states", stream)).shape
+            if len(shape) != 2 or shape[0] not in (1, batch) or shape[1] != length:
+                raise arguments.error(
+                    f"position_ids has shape {shape}; it must be (B, T) = {(batch, length)} or {(1, length)}"
+                )
+
+    def _present(
+        self,
+        hidden_states: Tensor,
+        read: Tensor,
+        text_mask: Tensor | None,
+        image_sample: Tensor | None,
+        complete: bool,
+    ) -> Tensor | None:
+        """Which keys there are, (I, N+M) and the guide; None where all are known to be."""
+        if complete and not is_readable(read):
+            return None
+        present = (read >= 0) & (read < hidden_states[..., 0].numel())  # (I, N+M)
         if text_mask is not None:
             has_text = text_mask.any(1, keepdim=True)
             has_text = has_text if image_sample is None else read_rows(has_text, image_sample)  # (I, 1)
             present = torch.cat([present, has_text], 1)
-        projected = self.qkv_proj(rows).unflatten(-1, (3, self.num_heads, self.head_dim))
-        query, key, value = projected.unbind(2)
-        attended = bidirectional_attention(query[:, : token_rows.shape[1]], key, value, key_mask=present)
-        return scatter_add_tokens(hidden_states, token_rows, self.out_proj(attended.flatten(-2)))
+        if complete and not bool(present.all()):
+            raise ValueError(
+                "BidirectionalTokenAttention: complete is True, and a row is padding or a sample without text; it must "
+                "be False"
+            )
+        return None if complete else present
+
+    def _positions(self, hidden_states: Tensor, rows: Tensor, position_ids: Tensor | None) -> Tensor:
+        """Of rows b*T + t (I, N); any number for padding."""
+        batch, length = hidden_states.shape[:2]
+        if position_ids is None or batch * length == 0:
+            return rows % max(length, 1)
+        return position_ids.expand(batch, length).flatten()[rows.clamp(0, batch * length - 1)]
 
     def _mean_guide(self, hidden_states: Tensor, text_mask: Tensor, image_sample: Tensor | None) -> Tensor:
         """(I, 1, D), RMS-normalised where that is the norm; zeros in a sample without text."""
@@ -156,5 +238,5 @@ class BidirectionalTokenAttention(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.hidden_size}, num_heads={self.num_heads}, head_dim={self.head_dim}, norm={self.norm!r}, "
-            f"norm_eps={self.norm_eps}, guide={self.guide!r}, zero_init={self.zero_init}"
+            f"norm_eps={self.norm_eps}, guide={self.guide!r}, rope_theta={self.rope_theta}, zero_init={self.zero_init}"
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vr_kernels.nn._map_inputs import check_stream
+from vr_kernels.nn._map_inputs import check_stream, newline_rows_of
 from vr_kernels.nn.bidirectional_token_attention import BidirectionalTokenAttention
 from vr_kernels.nn.token_feature_cross_attention import TokenFeatureCrossAttention
 from vr_kernels.nn.vision_remember_config import VisionRememberConfig
@@ -65,6 +65,7 @@ class VisionRemember(nn.Module):
                 norm_eps=config.norm_eps,
                 bias=config.bidirectional_bias,
                 guide=None if config.text_guide == "none" else config.text_guide,
+                rope_theta=config.bidirectional_rope_theta,
                 zero_init=config.residual != "normal",
                 device=device,
                 dtype=dtype,
@@ -84,6 +85,7 @@ class VisionRemember(nn.Module):
         *,
         saliency: Tensor | None = None,
         text_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Refresh the vision tokens of the stream.
 
@@ -96,6 +98,8 @@ class VisionRemember(nn.Module):
             text_mask: (B, T) bool, the **prompt's** text: no padding, no vision token, no newline, and nothing from the
                 first supervised token on, for the answer pooled into the prefix is a leaked label. None, or a row
                 without text, is no guide (the alignment phase has no prompt).
+            position_ids: (B, T) or (1, T), the language model's; only where config.bidirectional_rope_theta is given,
+                and there None is the slot's own number t.
 
         Returns:
             (B, T, D), a new tensor in the dtype of hidden_states.
@@ -114,6 +118,10 @@ class VisionRemember(nn.Module):
             raise ValueError(
                 f"VisionRemember: features are given, and config.layers is {config.layers}; none reads them"
             )
+        if position_ids is not None and config.bidirectional_rope_theta is None:
+            raise ValueError(
+                "VisionRemember: position_ids is given and config.bidirectional_rope_theta is None; nothing reads them"
+            )
         for name in config.layers:
             if name == "cross_attention":
                 assert self.cross_attention is not None
@@ -123,10 +131,22 @@ class VisionRemember(nn.Module):
                 hidden_states = self.bidirectional(
                     hidden_states,
                     vision_map.token_rows,
+                    key_rows=newline_rows_of("VisionRemember", vision_map) if config.newline_keys else None,
                     text_mask=text_mask,
                     image_sample=vision_map.image_sample,
+                    position_ids=position_ids,
+                    complete=self._complete(vision_map, text_mask),
                 )
         return hidden_states
+
+    def _complete(self, vision_map: VisionTokenMap, text_mask: Tensor | None) -> bool:
+        """Whether the bidirectional layer is known to have every key that it has a place for."""
+        newlines = self.config.newline_keys and vision_map.newline_rows is not None
+        return (
+            not vision_map.padded
+            and (not newlines or vision_map.newlines_padded is False)
+            and (text_mask is None or vision_map.text_in_every_sample)
+        )
 
     def fold_(self) -> VisionRemember:
         """Merge the cross-attention's adjacent linear maps, for inference; see ``TokenFeatureCrossAttention.fold_``."""

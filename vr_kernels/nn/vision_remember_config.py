@@ -65,7 +65,9 @@ class VisionRememberConfig:
             (in the bidirectional layer as "zero").
         text_guide: "max" or "mean" of the prompt, as one more key of the bidirectional layer; "none".
         bidirectional_norm: as query_norm. bidirectional_head_dim: None is hidden_size / num_attention_heads.
-        bidirectional_bias: biases on its projections.
+        bidirectional_bias: biases on its projections. bidirectional_rope_theta: base of a rotary position embedding in
+            it, the language model's; None: no positions.
+        newline_keys: the bidirectional layer's tokens attend to their image's newline tokens too.
 
     Raises:
         ValueError: a value that is not allowed, alone or beside another; an unknown name.
@@ -96,6 +98,8 @@ class VisionRememberConfig:
     bidirectional_norm: str = "rms"
     bidirectional_head_dim: int | None = None
     bidirectional_bias: bool = False
+    bidirectional_rope_theta: float | None = None
+    newline_keys: bool = False
 
     def __post_init__(self) -> None:
         for name in ("feature_dims", "layers", "window"):
@@ -111,12 +115,13 @@ class VisionRememberConfig:
             isinstance(self.window, tuple) and len(self.window) == 2 and all(map(_positive, self.window))
         ):
             self._refuse("window", "None or two positive integers (s_h, s_w)")
-        for name in ("literal", "bias", "bidirectional_bias"):
+        for name in ("literal", "bias", "bidirectional_bias", "newline_keys"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "True or False")
-        eps = self.norm_eps
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not (math.isfinite(eps) and eps > 0):
+        if not _positive_number(self.norm_eps):
             self._refuse("norm_eps", "a positive number")
+        if self.bidirectional_rope_theta is not None and not _positive_number(self.bidirectional_rope_theta):
+            self._refuse("bidirectional_rope_theta", "a positive number or None")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, " or ".join(map(repr, allowed)))
@@ -131,6 +136,14 @@ class VisionRememberConfig:
                     "num_attention_heads",
                     f"a divisor of hidden_size {self.hidden_size}, or bidirectional_head_dim must be given",
                 )
+            head_dim = self.bidirectional_head_dim or self.hidden_size // self.num_attention_heads
+            if self.bidirectional_rope_theta is not None and head_dim % 2 != 0:
+                self._refuse("bidirectional_rope_theta", f"None where the head width, {head_dim}, is odd")
+        else:
+            if self.bidirectional_rope_theta is not None:
+                self._refuse("bidirectional_rope_theta", "None where there is no bidirectional layer")
+            if self.newline_keys:
+                self._refuse("newline_keys", "False where there is no bidirectional layer")
         if self.literal and (self.interaction, self.num_heads, self.head_dim) != ("local", None, None):
             self._refuse("literal", "False where interaction is not 'local', or where num_heads or head_dim is given")
         channels = sum(self.feature_dims)
@@ -199,3 +212,7 @@ class VisionRememberConfig:
 
 def _positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _positive_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0

@@ -36,6 +36,12 @@ class VisionTokenMap:
         cells: (V,) int64, cell (tile*n_h + row)*n_w + column of each token; None where the tokens are all the cells in
             order, so that a table of features is read as a grid.
         rows: (V,) int64, token_rows without its padding; None computes it.
+        newline_rows: (I, M) int64, row b*T + t of each image's newline tokens, -1 = padding; they are keys to layers
+            that ask for them, and no vision tokens. None: not known.
+        newlines_padded: whether newline_rows holds padding: looked at on the CPU, elsewhere as given, None unknown.
+        text_in_every_sample: whether every image stands in a sample with text; ``with_text`` sets it.
+
+    The last two, like ``padded``, are known to the host, so that a layer on a GPU need not wait for an answer.
 
     Raises:
         ValueError: shapes that do not fit; on the CPU also rows out of range, named twice or in another sample.
@@ -55,13 +61,17 @@ class VisionTokenMap:
     feature_grid: tuple[int, int] | None = None
     cells: Tensor | None = None
     rows: Tensor = None  # type: ignore[assignment]  # a field, so that dataclasses.replace keeps it
+    newline_rows: Tensor | None = None
+    newlines_padded: bool | None = None
+    text_in_every_sample: bool = False
 
     def __post_init__(self) -> None:
         arguments = Arguments("VisionTokenMap")
-        tables = ("token_rows", "image_sample", "window_index", "cells", "rows")
+        optional = ("cells", "rows", "newline_rows")
+        tables = ("token_rows", "image_sample", "window_index", *optional)
         values = [getattr(self, name) for name in tables]
         for name, value, got in zip(tables, values, signatures(*values), strict=True):
-            if value is None and name in ("cells", "rows"):
+            if value is None and name in optional:
                 continue
             table = arguments.tensor(name, got)
             allowed = (torch.int32, torch.int64) if name == "window_index" else (torch.int64,)
@@ -74,6 +84,13 @@ class VisionTokenMap:
             raise arguments.error(
                 f"image_sample has shape {tuple(self.image_sample.shape)}; it must be (I,) = "
                 f"{tuple(self.token_rows.shape[:1])}"
+            )
+        if self.newline_rows is not None and (
+            self.newline_rows.dim() != 2 or len(self.newline_rows) != len(self.token_rows)
+        ):
+            raise arguments.error(
+                f"newline_rows has shape {tuple(self.newline_rows.shape)}; it must be (I, M) with I = "
+                f"{len(self.token_rows)}"
             )
         check_sizes(arguments, "sequence_shape", self.sequence_shape)
         if isinstance(self.feature_rows, bool) or not isinstance(self.feature_rows, int) or self.feature_rows < 0:
@@ -109,25 +126,17 @@ class VisionTokenMap:
             )
 
     def _check_values(self, arguments: Arguments) -> None:
-        batch, length = self.sequence_shape
-        outside = (self.token_rows < -1) | (self.token_rows >= batch * length)
-        if outside.any():
-            i, n = outside.nonzero()[0].tolist()
-            raise arguments.error(
-                f"token_rows[{i}, {n}] is {int(self.token_rows[i, n])}; it must be -1 (padding) or a row b*T + t in "
-                f"[0, {batch * length})"
-            )
         if not torch.equal(self.rows, self.token_rows[self.token_rows >= 0]):
             raise arguments.error("rows is not token_rows without its padding; leave it out")
+        self._check_rows(arguments, "token_rows", self.token_rows)
         if len(self.rows.unique()) != len(self.rows):
             raise arguments.error("token_rows names a row twice; each vision token stands in one place")
-        elsewhere = (self.token_rows >= 0) & (self.token_rows // length != self.image_sample[:, None])
-        if elsewhere.any():
-            i, n = elsewhere.nonzero()[0].tolist()
-            raise arguments.error(
-                f"token_rows[{i}, {n}] is in sample {int(self.token_rows[i, n]) // length}, image_sample[{i}] is "
-                f"{int(self.image_sample[i])}; an image stands in one sample"
-            )
+        if self.newline_rows is not None:
+            self._check_rows(arguments, "newline_rows", self.newline_rows)
+            object.__setattr__(self, "newlines_padded", bool((self.newline_rows < 0).any()))
+            rows = torch.cat([self.rows, self.newline_rows[self.newline_rows >= 0]])
+            if len(rows.unique()) != len(rows):
+                raise arguments.error("newline_rows names a row twice, or one of token_rows; each stands in one place")
         check_index_values(arguments.operator, self.window_index, self.feature_rows)
         cells = self.num_tiles * self.grid[0] * self.grid[1] if self.grid is not None else 0
         if self.cells is not None:
@@ -142,6 +151,29 @@ class VisionTokenMap:
             if not torch.equal(self.window_index, windows if self.cells is None else windows[self.cells]):
                 raise arguments.error("window_index is not that of the grid; give no grid with windows of your own")
 
+    def _check_rows(self, arguments: Arguments, name: str, table: Tensor) -> None:
+        """Each row of the table (I, N) is one of its image's sample, or padding."""
+        batch, length = self.sequence_shape
+        outside = (table < -1) | (table >= batch * length)
+        if outside.any():
+            i, n = outside.nonzero()[0].tolist()
+            raise arguments.error(
+                f"{name}[{i}, {n}] is {int(table[i, n])}; it must be -1 (padding) or a row b*T + t in "
+                f"[0, {batch * length})"
+            )
+        elsewhere = (table >= 0) & (table // length != self.image_sample[:, None])
+        if elsewhere.any():
+            i, n = elsewhere.nonzero()[0].tolist()
+            raise arguments.error(
+                f"{name}[{i}, {n}] is in sample {int(table[i, n]) // length}, image_sample[{i}] is "
+                f"{int(self.image_sample[i])}; an image stands in one sample"
+            )
+
+    @property
+    def padded(self) -> bool:
+        """Whether token_rows holds padding; a fact of shapes."""
+        return self.token_rows.numel() != len(self.rows)
+
     @property
     def num_tiles(self) -> int:
         """Tiles of the feature table; 0 without a grid."""
@@ -153,6 +185,21 @@ class VisionTokenMap:
         if self.grid is None or self.feature_grid is None:
             return False
         return any(size % n != 0 for size, n in zip(self.feature_grid, self.grid, strict=True))
+
+    def with_text(self, text_mask: Tensor) -> VisionTokenMap:
+        """The same map, told of the (B, T) bool mask of the prompt's text that the layers will get.
+
+        Without it a layer on a GPU must take any sample for one without text. Call it on the CPU, before ``to``.
+
+        Raises:
+            ValueError, TypeError: a mask of another shape, dtype or device.
+        """
+        arguments, shape = Arguments("VisionTokenMap.with_text", query="the map"), tuple(self.sequence_shape)
+        like = arguments.tensor("token_rows", signatures(self.token_rows)[0])
+        (got,) = signatures(text_mask)
+        arguments.tensor("text_mask", got)
+        arguments.mask("text_mask", got, like, shape)
+        return dataclasses.replace(self, text_in_every_sample=bool(text_mask.any(1)[self.image_sample].all()))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> VisionTokenMap:
         """The same map with its tables on ``device``."""

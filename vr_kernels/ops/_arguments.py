@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from vr_kernels.ops._settings import SETTINGS
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -186,8 +188,13 @@ class Arguments:
 
 
 def is_readable(index: Tensor) -> bool:
-    """Whether looking at an index's values costs nothing and gives an answer: plain CPU tensors in untraced code."""
-    if torch.compiler.is_compiling() or type(index) is not Tensor or index.device.type != "cpu":
+    """Whether looking at an index's values costs nothing and gives an answer: plain CPU tensors in untraced code.
+
+    With VR_KERNELS_CHECK, on other devices too, where it waits for all that was launched before.
+    """
+    if torch.compiler.is_compiling() or type(index) is not Tensor or index.is_meta:
+        return False
+    if index.device.type != "cpu" and SETTINGS.check is None:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(index)
 

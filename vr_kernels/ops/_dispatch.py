@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from vr_kernels.ops._settings import SETTINGS
+
 
 @dataclass(frozen=True)
 class Request:
@@ -62,6 +64,7 @@ class Operator(Generic[R]):
 
     def select(self, request: R, name: str | None) -> str:
         """The backend's name: the one asked for, or the first that can run the call and is measured to be worth it."""
+        name = self._asked(name)
         if name is None:
             for backend in self.backends:
                 if backend.refuses(request) is None and backend.passed_over(request) is None:
@@ -77,7 +80,20 @@ class Operator(Generic[R]):
             raise ValueError(f"{self.name}: backend={name!r} cannot run this call: {reason}. The others: {others}")
         return name
 
-    def reasons(self, request: R, chosen: str | None) -> dict[str, str]:
+    def _asked(self, name: str | None) -> str | None:
+        """``name``, or what VR_KERNELS_BACKEND says of this operator, or of every operator that has such a backend."""
+        if name is not None:
+            return name
+        backends = SETTINGS.backends
+        everywhere = backends.get("")
+        default = everywhere if everywhere in [backend.name for backend in self.backends] else None
+        return backends.get(self.name, default)
+
+    def explain_call(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Explanation:
+        """Of the public function's own arguments."""
+        return self.explain(self.request(*args, **kwargs), backend)
+
+    def reasons(self, request: R, chosen: str | None, *, asked: bool = False) -> dict[str, str]:
         reasons = {}
         for backend in self.backends:
             refusal, demotion = backend.refuses(request), backend.passed_over(request)
@@ -88,12 +104,13 @@ class Operator(Generic[R]):
             elif demotion is not None:
                 reasons[backend.name] = f"by name only: {demotion}"
             else:
-                reasons[backend.name] = "can run; a backend above it is preferred"
+                why = "another was asked for" if asked else "a backend above it is preferred"
+                reasons[backend.name] = f"can run; {why}"
         return reasons
 
     def explain(self, request: R, name: str | None) -> Explanation:
         chosen = self.select(request, name)
-        return Explanation(self.name, chosen, self.reasons(request, chosen))
+        return Explanation(self.name, chosen, self.reasons(request, chosen, asked=self._asked(name) is not None))
 
 
 _operators: dict[Callable[..., Any], Operator[Any]] = {}
@@ -103,8 +120,13 @@ def register(function: Callable[..., Any], operator: Operator[Any]) -> None:
     _operators[function] = operator
 
 
+def functions() -> dict[Callable[..., Any], Operator[Any]]:
+    """The public functions and their operators."""
+    return dict(_operators)
+
+
 def operators() -> list[Operator[Any]]:
-    return list(_operators.values())
+    return list(dict.fromkeys(_operators.values()))
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
@@ -121,6 +143,4 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     if function not in _operators:
         known = ", ".join(operator.name for operator in operators())
         raise ValueError(f"explain: {function!r} is not an operator of vr_kernels; the operators are {known}")
-    operator = _operators[function]
-    name = kwargs.pop("backend", None)
-    return operator.explain(operator.request(*args, **kwargs), name)
+    return _operators[function].explain_call(*args, **kwargs)

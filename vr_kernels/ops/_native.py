@@ -52,6 +52,18 @@ def refuses_cpu(request: Request) -> str | None:
     return unavailable()
 
 
+def index_fits(index: Tensor, low: int, high: int, *, distinct: bool = False) -> bool:
+    """Whether all numbers of a CPU index are known to be in [low, high), and those from 0 on distinct.
+
+    False where ``_C`` cannot tell, too: who must know looks closer.
+    """
+    if unavailable() is not None or not index.is_contiguous():
+        return False
+    is_64bit = index.dtype == torch.int64
+    fits: bool = module().index_fits(index.data_ptr(), index.numel(), is_64bit, low, high, distinct)
+    return fits
+
+
 def address(tensor: Tensor | None) -> int:
     """Of the first element; 0 for none. Whoever calls keeps the tensor alive."""
     return 0 if tensor is None else tensor.data_ptr()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +10,7 @@ from torch import Tensor
 from vr_kernels.ops._window_kernel import plain, unit_inner
 
 
-@dataclass(frozen=True)
-class TokenProblem:
+class TokenProblem(NamedTuple):
     """A stream, the rows that each image names, and the norm; as kernels take them, ``prepare`` makes them so."""
 
     stream: Tensor  # (B, T, D), unit inner stride
@@ -34,7 +32,9 @@ class TokenProblem:
 
 
 def _index(index: Tensor | None) -> Tensor | None:
-    return None if index is None else index.to(torch.int64).contiguous()
+    if index is None or (index.dtype == torch.int64 and index.is_contiguous()):
+        return index  # as it comes, most often: two calls into torch saved
+    return index.to(torch.int64).contiguous()
 
 
 class TokenKernel(Protocol):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vr_kernels.ops._arguments import Arguments, Signature, is_readable
 from vr_kernels.ops._dispatch import Request
+from vr_kernels.ops._native import index_fits
 
 
 def stream_of(arguments: Arguments, value: Any) -> Signature:
@@ -45,6 +46,8 @@ def check_token_rows(operator: str, token_rows: Tensor, row_count: int) -> None:
     """Refuse rows outside the stream, and rows named twice: their sums would depend on the order of the writes."""
     if not is_readable(token_rows) or token_rows.numel() == 0:
         return
+    if index_fits(token_rows, -1, row_count, distinct=True):
+        return
     low, high = torch.aminmax(token_rows)
     if int(low) < -1 or int(high) >= row_count:
         image, token = ((token_rows < -1) | (token_rows >= row_count)).nonzero()[0].tolist()
@@ -59,7 +62,7 @@ def check_token_rows(operator: str, token_rows: Tensor, row_count: int) -> None:
 
 def check_image_sample(operator: str, image_sample: Tensor | None, batch: int) -> None:
     """Refuse samples outside the batch."""
-    if image_sample is None or not is_readable(image_sample) or image_sample.numel() == 0:
+    if image_sample is None or not is_readable(image_sample) or index_fits(image_sample, 0, batch):
         return
     bad = (image_sample < 0) | (image_sample >= batch)
     if bool(bad.any()):

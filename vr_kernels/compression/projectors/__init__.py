@@ -13,17 +13,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from vr_kernels.compression.projectors.base import Projected, Projector
+from vr_kernels.compression.projectors.deformable import DeformableProjector
+from vr_kernels.compression.projectors.ldpv2 import LDPv2Projector
+from vr_kernels.compression.projectors.perceiver import PerceiverProjector
 from vr_kernels.compression.projectors.pixel_shuffle import PixelShuffleProjector
+from vr_kernels.compression.projectors.stf import STFProjector
+from vr_kernels.compression.projectors.token_packer import TokenPackerProjector
 from vr_kernels.compression.projectors.two_layer import ConcatProjector, MLPProjector, PoolProjector
 
 __all__ = [
     "PROJECTORS",
     "ConcatProjector",
+    "DeformableProjector",
+    "LDPv2Projector",
     "MLPProjector",
+    "PerceiverProjector",
     "PixelShuffleProjector",
     "PoolProjector",
     "Projected",
     "Projector",
+    "STFProjector",
+    "TokenPackerProjector",
     "build_projector",
 ]
 
@@ -32,6 +42,11 @@ PROJECTORS: dict[str, type[Projector]] = {
     "pool": PoolProjector,
     "concat": ConcatProjector,
     "pixel_shuffle": PixelShuffleProjector,
+    "perceiver": PerceiverProjector,
+    "ldpv2": LDPv2Projector,
+    "token_packer": TokenPackerProjector,
+    "deformable": DeformableProjector,
+    "stf": STFProjector,
 }
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from vr_kernels.ops import window_index_from_grid
+from vr_kernels.compression.projectors._windows import window_index
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 
 
@@ -58,6 +57,13 @@ class Projector(nn.Module, ABC):
         self.feature_dims, self.hidden_size = dims, hidden_size
         self.window = checked_pair(arguments, "window", window)
 
+    def reset_parameters(self) -> None:
+        """Start anew, every layer as it does itself: what a projector built on the meta device needs."""
+        for module in reversed([*self.modules()][1:]):  # inner layers first, for an outer one may know better
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if reset is not None:
+                reset()
+
     @property
     def num_levels(self) -> int:
         """How many levels ``forward`` takes."""
@@ -98,7 +104,8 @@ class Projector(nn.Module, ABC):
         height, width = levels[0].shape[1:3]
         grid = self.output_grid(height, width)
         tokens = self.project(levels, grid)
-        return Projected(tokens, grid, _window_index(height, width, *grid, self.tokens_per_cell).to(tokens.device))
+        index = window_index(levels[0], grid)  # (n_h * n_w, K)
+        return Projected(tokens, grid, index.repeat_interleave(self.tokens_per_cell, 0))
 
     @abstractmethod
     def project(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
@@ -145,9 +152,3 @@ def _check_levels(operator: str, feature_dims: tuple[int, ...], given: tuple[Any
         )
     if first.shape[1] * first.shape[2] == 0:
         raise arguments.error(f"features have grid {first.shape[1:3]}; both sizes must be at least 1")
-
-
-@functools.lru_cache(maxsize=64)
-def _window_index(height: int, width: int, n_h: int, n_w: int, tokens_per_cell: int) -> Tensor:
-    """On the CPU, made once a grid: making it reads sizes back, which on a GPU would wait for all work before it."""
-    return window_index_from_grid(height, width, n_h, n_w).repeat_interleave(tokens_per_cell, 0)

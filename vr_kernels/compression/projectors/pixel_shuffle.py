@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vr_kernels.compression.projectors._windows import window_rows
 from vr_kernels.compression.projectors.base import DividingProjector
@@ -32,13 +33,11 @@ class PixelShuffleProjector(DividingProjector):
     ) -> None:
         super().__init__(feature_dims, hidden_size, window)
         width = self.feature_dims[0] * self.window[0] * self.window[1]
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width, eps=norm_eps, device=device, dtype=dtype),
-            nn.Linear(width, hidden_size, device=device, dtype=dtype),
-            nn.GELU(),
-            nn.Linear(hidden_size, hidden_size, device=device, dtype=dtype),
-        )
+        self.layer_norm = nn.LayerNorm(width, eps=norm_eps, device=device, dtype=dtype)
+        self.linear_1 = nn.Linear(width, hidden_size, device=device, dtype=dtype)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size, device=device, dtype=dtype)
 
     def project(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
         windows = window_rows(levels[0], grid).flatten(3)  # (tiles, n_h, n_w, s_h*s_w*C)
-        return self.mlp(windows).flatten(1, 2)  # type: ignore[no-any-return]
+        tokens = self.linear_2(F.gelu(self.linear_1(self.layer_norm(windows))))
+        return tokens.flatten(1, 2)  # type: ignore[no-any-return]

@@ -31,7 +31,7 @@ class TwoLayerProjector(Projector):
     @property
     def input_width(self) -> int:
         """Channels of what the first Linear reads."""
-        return self.feature_dims[0]
+        return self.feature_dims[-1]
 
     def mlp(self, x: Tensor) -> Tensor:
         """(..., input_width) -> (..., D)."""
