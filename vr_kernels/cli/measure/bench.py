@@ -54,7 +54,10 @@ X = TypeVar("X")
 
 @dataclass(frozen=True)
 class Contender(Generic[X]):
-    """A way to compute the operator: its outputs, then the gradients of what is trained where the case has them."""
+    """A way to compute the operator: its outputs, then the gradients of what is trained where the case has them.
+
+    One that computes something else, and is there for its time alone, returns nothing.
+    """
 
     name: str
     what: str
@@ -129,6 +132,14 @@ class Bench(ABC, Generic[C, X]):
     def lacking(self, name: str, case: C) -> str | None:
         """Why a baseline does not apply to a case, or None."""
         return None
+
+    def truth(self, case: C) -> str:
+        """What ``exact`` is, in words."""
+        return "float64"
+
+    def details(self, case: C, x: X, name: str) -> dict[str, float]:
+        """What else there is to know of a contender, by name and unit; found apart from the rounds that compare."""
+        return {}
 
     def keeps_no_buffer(self, name: str) -> bool:
         """Whether a contender is compiled for the very size, and so is warmed up with it before its memory is read."""
