@@ -51,7 +51,8 @@ class LlavaVRBench(Bench[ModelCase, Subjects]):
         return Contender(name, what(name), run)
 
     def chosen(self, case: ModelCase, x: Subjects) -> str:
-        attention = x["ours"].blocks[LAYERS[0]].cross_attention.attention
+        layer = x["ours"].blocks[LAYERS[0]].cross_attention
+        assert layer is not None
         cells = case.side // case.window
         query = torch.empty(case.batch * case.tiles, cells, cells, 3 * case.vision_width, dtype=case.torch_dtype)
         level = torch.empty(case.batch * case.tiles, case.side, case.side, case.vision_width, dtype=case.torch_dtype)
@@ -59,8 +60,8 @@ class LlavaVRBench(Bench[ModelCase, Subjects]):
             vr_kernels.local_cross_attention,
             query.to(case.device),
             [level.to(case.device)] * 3,
-            attention.key_weight,
-            attention.value_weight,
+            layer.attention.key_weight,
+            layer.attention.value_weight,
             num_heads=case.heads,
         )
         return f"{explained.chosen} for the windows of {what('ours')}"

@@ -108,12 +108,14 @@ def make_subjects(case: ModelCase) -> Subjects:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         shared = config_of(case, BASELINE)
-        encoder, decoder = (AutoModel.from_config(part) for part in (shared.vision_config, shared.text_config))
-        parts = [part.to(case.device, case.torch_dtype) for part in (encoder, decoder)]
+        encoder, decoder = (
+            AutoModel.from_config(part).to(case.device, case.torch_dtype)
+            for part in (shared.vision_config, shared.text_config)
+        )
         shape = (case.batch, *([] if case.tiles == 1 else [case.tiles]), 3, case.image, case.image)
         pixels = torch.randn(shape).to(case.device, case.torch_dtype)
         words = torch.randint(case.vocabulary - 1, (case.batch, case.text))
-        subjects = {name: _subject(case, name, *parts, pixels, words) for name in names}
+        subjects = {name: _subject(case, name, encoder, decoder, pixels, words) for name in names}
         for name in WITH_BLOCKS:
             subjects[name].model.model.multi_modal_projector = subjects[BASELINE].model.model.multi_modal_projector
             for number, block in subjects[name].blocks.items():
@@ -130,7 +132,7 @@ def _subject(case: ModelCase, name: str, encoder: nn.Module, decoder: Any, pixel
     config = config_of(case, name)
     with torch.device("meta"):  # a frame for the shared parts, which would not fit in memory so many times
         model: Any = LlavaVRForConditionalGeneration(config)
-    kind = {"device": case.device, "dtype": case.torch_dtype}
+    kind: dict[str, Any] = {"device": case.device, "dtype": case.torch_dtype}
     model.model.vision_tower, model.model.language_model = encoder, decoder
     model.model.multi_modal_projector = config.projector().to(**kind)
     model.model.image_newline = nn.Parameter(torch.zeros(case.width, **kind))
