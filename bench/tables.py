@@ -69,6 +69,7 @@ def _of_record(record: Record) -> list[str]:
         _line(["---", *["---:"] * (len(header) - 1)]),
         *[_line(_of_case(case, others, stock)) for case in record["cases"]],
         "",
+        *[line for case in record["cases"] for line in _details(case)],
         *[f"* `{name}`: {words}" for name, words in what.items()],
         *[f"* {case['case']['name']}: {remark}" for case in record["cases"] for remark in _remarks(case)],
         "",
@@ -82,6 +83,16 @@ def _of_case(case: Record, others: list[str], stock: str) -> list[str]:
     megabytes = ["" if peak is None else f"{peak / 1e6:.0f}" for peak in peaks]
     time, of_floor = f"{rows['ours']['seconds']['median'] * 1e3:.3g}", f"{rows['ours']['of_floor']:.0%}"
     return [case["case"]["name"], time, *ratios, of_floor, *megabytes]
+
+
+def _details(case: Record) -> list[str]:
+    """A table of what else was found of each contender."""
+    found = {name: details for name, details in case.get("details", {}).items() if details}
+    if not found:
+        return []
+    header = [case["case"]["name"], *next(iter(found.values()))]
+    rows = [_line([name, *(f"{value:.3g}" for value in details.values())]) for name, details in found.items()]
+    return [_line(header), _line(["---", *["---:"] * (len(header) - 1)]), *rows, ""]
 
 
 def _remarks(case: Record) -> list[str]:

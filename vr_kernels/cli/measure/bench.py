@@ -135,6 +135,14 @@ class Bench(ABC, Generic[C, X]):
         """Why a baseline does not apply to a case, or None."""
         return None
 
+    def truth(self, case: C) -> str:
+        """What ``exact`` is, in words."""
+        return "float64"
+
+    def details(self, case: C, x: X, name: str) -> dict[str, float]:
+        """What else there is to know of a contender, by name and unit; found apart from the rounds that compare."""
+        return {}
+
     def keeps_no_buffer(self, name: str) -> bool:
         """Whether a contender is compiled for the very size, and so is warmed up with it before its memory is read."""
         return name.startswith(("compiled", "flex"))
