@@ -51,7 +51,7 @@ class Attention(Protocol):
 
     def last_query(self) -> Tensor: ...  # (B, 1, h, d), of each sequence's last valid row
 
-    def query(self) -> Tensor: ...  # (B, n, h, d)
+    def queries(self, rows: Tensor) -> list[Tensor]: ...  # of each sequence (R, h, d), of the rows (B, n) bool
 
     def key(self) -> Tensor: ...  # (B, n, h_kv, d)
 
@@ -150,7 +150,7 @@ class SparseVLM(Rule):
 
     def keep(self, stage: int, rows: Rows, attention: Attention) -> tuple[Tensor, Tensor]:
         assert rows.raters is not None
-        scores = rate_by_text(attention.query(), attention.key(), rows.raters, rows.valid)
+        scores = rate_by_text(attention.queries(rows.raters), attention.key(), rows.raters, rows.valid)
         return keep_highest(scores, rows.vision, [self.keep_counts[stage]] * len(scores)), scores
 
     def recycle(self, hidden: Tensor, dropped: Tensor, scores: Tensor | None) -> list[Tensor]:
