@@ -53,22 +53,22 @@ def _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL: tl.c
 
 @triton.jit
 def _weights(b_scores, b_lse):
-    """exp(scores - lse), 0 where a column is not seen, whatever the lse."""
-    return _where_seen(b_scores, tl.exp(b_scores - b_lse[:, None]))
+    """exp(scores - lse)."""
+    return tl.exp(b_scores - b_lse[:, None])
 
 
 @triton.jit
 def _where_seen(b_scores, b_tile):
-    """A tile's numbers, 0 where a column is not seen: a weight of 0 would not silence a neighbour's NaN."""
+    """A tile's numbers, 0 where a column is not seen, whatever stands there: a factor of 0 would leave NaN."""
     return tl.where(b_scores == -float("inf"), 0.0, b_tile)
 
 
 @triton.jit
 def _finite(b_rows):
-    """Rows as the other operand of gradients of scores, which are 0 where a row is not seen, 0 for what is no number:
-    a row that is seen has made those gradients NaN already, and they need no second NaN from here."""
-    b_magnitude = tl.abs(b_rows.to(tl.float32))
-    return tl.where(b_magnitude < float("inf"), b_rows, tl.zeros_like(b_rows))
+    """Rows with zeros in place of those that hold what is no number, and NaN for each of these, (BLOCK,), to be added
+    where such a row is seen: as an operand it would spoil those that do not see it, for 0 times NaN is NaN."""
+    b_spoilt = tl.sum(b_rows.to(tl.float32) * 0.0, 1)
+    return tl.where((b_spoilt == 0.0)[:, None], b_rows, tl.zeros_like(b_rows)), b_spoilt
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -132,7 +132,7 @@ def received_forward(
         b_query = load_heads(query, i_batch, i_row, i_head, i_row < tokens, WIDTH, BLOCK_D)
         b_lse = tl.load(p_lse + o_sums + i_row, mask=i_row < tokens, other=0.0)
         b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
-        b_columns += tl.sum(_weights(b_scores, b_lse), 0)
+        b_columns += tl.sum(_where_seen(b_scores, _weights(b_scores, b_lse)), 0)
     tl.store(p_columns + o_sums + i_column, b_columns, mask=i_column < tokens)
 
 
@@ -182,9 +182,11 @@ def received_rows_gradient(
             i_column = i + tl.arange(0, BLOCK)
             b_key = load_heads(key, i_batch, i_column, i_head // GROUPS, i_column < tokens, WIDTH, BLOCK_D)
             b_grad = tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
+            b_key, b_spoilt = _finite(b_key)
             b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
-            b_d_scores = _where_seen(b_scores, _weights(b_scores, b_lse) * (b_grad[None, :] - b_total[:, None]))
-            b_d_query = tl.dot(b_d_scores.to(OPERAND), _finite(b_key.to(OPERAND)), b_d_query, input_precision="ieee")
+            b_d_scores = _weights(b_scores, b_lse) * (b_grad[None, :] - b_total[:, None])
+            b_d_scores = _where_seen(b_scores, b_d_scores + b_spoilt[None, :])
+            b_d_query = tl.dot(b_d_scores.to(OPERAND), b_key.to(OPERAND), b_d_query, input_precision="ieee")
         store_heads(d_query, b_d_query * scale, i_batch, i_row, i_head, i_row < tokens, WIDTH, BLOCK_D)
 
 
@@ -224,6 +226,7 @@ def received_key_gradient(
         for i in range(i_begin, i_end, BLOCK):
             i_row = i + tl.arange(0, BLOCK)
             b_query = load_heads(query, i_batch, i_row, i_head, i_row < tokens, WIDTH, BLOCK_D)
+            b_query, b_spoilt = _finite(b_query)
             b_lse = tl.load(p_lse + o_sums + i_row, mask=i_row < tokens, other=0.0)
             b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
             b_d_scores = _weights(b_scores, b_lse)
@@ -232,6 +235,6 @@ def received_key_gradient(
             else:
                 b_total = tl.load(p_total + o_sums + i_row, mask=i_row < tokens, other=0.0)
                 b_d_scores *= b_grad[None, :] - b_total[:, None]
-            b_d_scores = tl.trans(_where_seen(b_scores, b_d_scores).to(OPERAND))
-            b_d_key = tl.dot(b_d_scores, _finite(b_query.to(OPERAND)), b_d_key, input_precision="ieee")
+            b_d_scores = tl.trans(_where_seen(b_scores, b_d_scores + b_spoilt[:, None]).to(OPERAND))
+            b_d_key = tl.dot(b_d_scores, b_query.to(OPERAND), b_d_key, input_precision="ieee")
     store_heads(d_key, b_d_key * scale, i_batch, i_column, i_kv, i_column < tokens, WIDTH, BLOCK_D)
