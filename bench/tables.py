@@ -69,6 +69,7 @@ def _of_record(record: Record) -> list[str]:
         _line(["---", *["---:"] * (len(header) - 1)]),
         *[_line(_of_case(case, others, stock)) for case in record["cases"]],
         "",
+        *[line for case in record["cases"] for line in _details(case)],
         *[f"* `{name}`: {words}" for name, words in what.items()],
         *[f"* {case['case']['name']}: {remark}" for case in record["cases"] for remark in _remarks(case)],
         "",
@@ -84,6 +85,16 @@ def _of_case(case: Record, others: list[str], stock: str) -> list[str]:
     return [case["case"]["name"], time, *ratios, of_floor, *megabytes]
 
 
+def _details(case: Record) -> list[str]:
+    """A table of what else was found of each contender."""
+    found = {name: details for name, details in case.get("details", {}).items() if details}
+    if not found:
+        return []
+    header = [case["case"]["name"], *next(iter(found.values()))]
+    rows = [_line([name, *(f"{value:.3g}" for value in details.values())]) for name, details in found.items()]
+    return [_line(header), _line(["---", *["---:"] * (len(header) - 1)]), *rows, ""]
+
+
 def _remarks(case: Record) -> list[str]:
     """Where ours loses, and what was not measured."""
     return case["losses"] + [f"`{name}` not measured: {reason}" for name, reason in case["absent"].items()]
@@ -96,7 +107,9 @@ def _ratio(case: Record, name: str) -> str:
 
 def _closest(record: Record, case: Record) -> str:
     """The fastest of the others, beside stock."""
-    others = [row for row in case["rows"] if row["name"] not in ("ours", record["yardstick"])]
+    others = [
+        row for row in case["rows"] if row["name"] not in ("ours", record["yardstick"]) and row.get("rival", True)
+    ]
     if not others:
         return ""
     best = min(others, key=lambda row: row["ratio"]["median"])

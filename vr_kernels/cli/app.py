@@ -4,6 +4,7 @@ import typer
 
 from vr_kernels.cli.bench import bench
 from vr_kernels.cli.demo import demo
+from vr_kernels.cli.generate import generate
 from vr_kernels.cli.info import info
 from vr_kernels.cli.train import train
 
@@ -17,3 +18,4 @@ app.command()(info)
 app.command()(bench)
 app.command()(demo)
 app.command()(train)
+app.command()(generate)

@@ -124,5 +124,5 @@ def _measure(
                 raise typer.Exit(1) from error
         report.print_result(console, bench, result)
         results.append(result)
-    report.print_method(console, cases[0].device)
+    report.print_method(console, bench, cases[0])
     return results

@@ -19,6 +19,7 @@ class Verdict:
     ours: float
     stock: float
     rule: float
+    truth: str = "float64"
 
     @property
     def passes(self) -> bool:
@@ -27,7 +28,7 @@ class Verdict:
     def __str__(self) -> str:
         comparison = "within" if self.passes else "BEYOND"
         return (
-            f"{self.quantity}: error {self.ours:.2e} against float64, stock PyTorch's {self.stock:.2e}, "
+            f"{self.quantity}: error {self.ours:.2e} against {self.truth}, stock PyTorch's {self.stock:.2e}, "
             f"{comparison} {self.rule:g} times that"
         )
 
@@ -42,7 +43,9 @@ def errors(results: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
     return [error(result, reference) for result, reference in zip(results, exact, strict=False)]
 
 
-def judge(quantities: Sequence[str], outputs: int, ours: Sequence[float], stock: Sequence[float]) -> list[Verdict]:
+def judge(
+    quantities: Sequence[str], outputs: int, ours: Sequence[float], stock: Sequence[float], truth: str = "float64"
+) -> list[Verdict]:
     """The first ``outputs`` quantities are outputs, the rest gradients."""
     rules = [OUTPUT_RULE if i < outputs else GRADIENT_RULE for i in range(len(quantities))]
-    return [Verdict(*row) for row in zip(quantities, ours, stock, rules, strict=True)]
+    return [Verdict(*row, truth) for row in zip(quantities, ours, stock, rules, strict=True)]

@@ -54,11 +54,16 @@ X = TypeVar("X")
 
 @dataclass(frozen=True)
 class Contender(Generic[X]):
-    """A way to compute the operator: its outputs, then the gradients of what is trained where the case has them."""
+    """A way to compute the operator: its outputs, then the gradients of what is trained where the case has them.
+
+    No ``rival`` computes something else, or from more than ours is given: its time is shown to compare with, and beats
+    nobody. It may return nothing that can be compared.
+    """
 
     name: str
     what: str
     run: Callable[[X], tuple[Tensor, ...]]
+    rival: bool = True
 
     def __call__(self, x: X) -> tuple[Tensor, ...]:
         return self.run(x)
@@ -129,6 +134,14 @@ class Bench(ABC, Generic[C, X]):
     def lacking(self, name: str, case: C) -> str | None:
         """Why a baseline does not apply to a case, or None."""
         return None
+
+    def truth(self, case: C) -> str:
+        """What ``exact`` is, in words."""
+        return "float64"
+
+    def details(self, case: C, x: X, name: str) -> dict[str, float]:
+        """What else there is to know of a contender, by name and unit; found apart from the rounds that compare."""
+        return {}
 
     def keeps_no_buffer(self, name: str) -> bool:
         """Whether a contender is compiled for the very size, and so is warmed up with it before its memory is read."""

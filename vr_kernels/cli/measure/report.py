@@ -38,10 +38,12 @@ def print_result(console: Console, bench: AnyBench, result: Result) -> None:
             *_spread(Spread(*(value * 1e3 for value in row.seconds))),
             f"{row.of_floor:.0%}",
             megabytes(row.memory),
-            f"{row.error:.1e}",
+            "-" if row.error is None else f"{row.error:.1e}",
             *_spread(row.ratio),
         )
     console.print(table)
+    if any(result.details.values()):
+        _print_details(console, result.details)
     for row in result.rows:
         console.print(f"  {row.name}: {row.what}")
     for name, reason in result.absent.items():
@@ -50,22 +52,33 @@ def print_result(console: Console, bench: AnyBench, result: Result) -> None:
         console.print(f"  {line}", style="bold red", soft_wrap=True)
 
 
+def _print_details(console: Console, details: dict[str, dict[str, float]]) -> None:
+    names = next(iter(details.values()))
+    table = Table("contender", *names, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for contender, found in details.items():
+        table.add_row(contender, *(figures(found[name]) for name in names))
+    console.print(table)
+
+
 def losses(result: Result) -> list[str]:
-    """Where ours is not the fastest, in words."""
+    """Where ours is not the fastest to compute the same, in words."""
     return [
         f"Ours loses to {row.name} here: {row.name} takes {row.ratio.median:.2f} times our time."
         for row in result.rows
-        if row.ratio.median < 1
+        if row.rival and row.ratio.median < 1
     ]
 
 
-def print_method(console: Console, device: str) -> None:
+def print_method(console: Console, bench: AnyBench, case: Case) -> None:
+    device = case.device
     clock = "GPU time between events with a cold L2" if device == "cuda" else "wall time"
     lines = [
         f"ms: median {clock}, over rounds in which every contender ran once, in changing order",
         "of floor: the floor's time over this one, taken within each round",
         f"MB: {METHODS[device]}; output and gradients count",
-        "error: the largest deviation from float64 relative to the largest value, over output and gradients",
+        f"error: the largest deviation from {bench.truth(case)} by the largest value, over output and gradients",
         "x ours: this time over ours, taken within each round",
     ]
     console.print("\n".join(lines), soft_wrap=True)

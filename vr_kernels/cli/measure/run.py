@@ -26,8 +26,9 @@ class Row:
     seconds: Spread
     ratio: Spread  # of its time to ours
     of_floor: float  # the floor's time over its time
-    error: float  # the largest of outputs and gradients, against float64
+    error: float | None  # the largest of outputs and gradients, against float64; None: of another thing
     memory: int | None  # bytes, where it could be measured
+    rival: bool = True
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Result:
     floor: float  # seconds
     verdicts: list[Verdict]
     rows: list[Row]
+    details: dict[str, dict[str, float]]  # of each contender, what ``Bench.details`` says
     absent: dict[str, str]  # what was asked for and could not be measured, with the reason
 
 
@@ -62,7 +64,7 @@ def run_case(bench: AnyBench, case: Case, baselines: Sequence[str], rounds: int,
     asked = list(dict.fromkeys(["ours", bench.yardstick, *names]))
     contenders, error_of, failed = _try(bench, case, x, asked, progress)
     absent |= failed
-    full = judge(bench.quantities(case), bench.outputs, error_of["ours"], error_of[bench.yardstick])
+    full = judge(bench.quantities(case), bench.outputs, error_of["ours"], error_of[bench.yardstick], bench.truth(case))
     _require(case, full)
     contenders["ours"] = replace(contenders["ours"], what=f"vr_kernels, backend {bench.chosen(case, x)}")
     timed = {name: contenders[name] for name in ["ours", *names] if name in contenders}
@@ -83,6 +85,10 @@ def run_case(bench: AnyBench, case: Case, baselines: Sequence[str], rounds: int,
         memory = peak_memory(f"{__name__}:memory_calls", arguments, case.device)
     except Unknown as error:
         absent["MB"] = str(error)
+    details = {}
+    for name in timed:
+        progress(f"details of {name}")
+        details[name] = bench.details(case, x, name)
     rows = [
         Row(
             name=name,
@@ -90,24 +96,25 @@ def run_case(bench: AnyBench, case: Case, baselines: Sequence[str], rounds: int,
             seconds=Spread.of(seconds[name]),
             ratio=Spread.of(ratios(seconds[name], seconds["ours"])),
             of_floor=median(ratios(floors, seconds[name])),
-            error=max(error_of[name]),
+            error=max(error_of[name], default=None),
             memory=memory.get(name),
+            rival=contender.rival and len(error_of[name]) > 0,
         )
         for name, contender in timed.items()
     ]
     ceilings = probe.ceilings(median(seconds["GEMM"]), median(seconds["copy"]))
-    return Result(case, ceilings, median(floors), [*small, *full], rows, absent)
+    return Result(case, ceilings, median(floors), [*small, *full], rows, details, absent)
 
 
 def _try(
     bench: AnyBench, case: Case, x: Any, names: Sequence[str], progress: Progress
 ) -> tuple[dict[str, Contender[Any]], dict[str, list[float]], dict[str, str]]:
     """Run each contender once: those that can run, their errors, and why the others cannot."""
-    progress("float64")
+    progress(bench.truth(case))
     exact = bench.exact(case, x)
     able, error_of, absent = {}, {}, {}
     for name in names:
-        progress(f"{name} against float64")
+        progress(f"{name} against {bench.truth(case)}")
         try:
             contender = bench.contender(name, case)
             error_of[name] = errors(contender(x), exact)
@@ -121,11 +128,11 @@ def _try(
 
 
 def verdicts_of(bench: AnyBench, case: Case) -> list[Verdict]:
-    """Ours against float64, beside the stock form."""
+    """Ours against what is exact, beside the stock form."""
     x = bench.inputs(case)
     exact = bench.exact(case, x)
     ours, stock = (errors(bench.contender(name, case)(x), exact) for name in ("ours", bench.yardstick))
-    return judge(bench.quantities(case), bench.outputs, ours, stock)
+    return judge(bench.quantities(case), bench.outputs, ours, stock, bench.truth(case))
 
 
 def why_it_failed(error: BaseException) -> str:

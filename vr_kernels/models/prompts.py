@@ -1,0 +1,95 @@
+"""Prompts: from messages with images to a text, as the model's chat template writes it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+Message = dict[str, Any]  # {"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}, ...]}
+
+IMAGE = "<image>"  # an image's place in a prompt that somebody typed
+
+
+def user_message(prompt: str, num_images: int) -> Message:
+    """What a user asks, with its images where the prompt has ``<image>``, or before it where it has none.
+
+    Raises:
+        ValueError: ``<image>`` stands in the prompt, but not once for each image.
+
+    >>> user_message("What is it?", 1)["content"]
+    [{'type': 'image'}, {'type': 'text', 'text': 'What is it?'}]
+    """
+    pieces = [piece.strip("\n") for piece in re.split(f"({re.escape(IMAGE)})", prompt)]
+    places = pieces.count(IMAGE)
+    if places not in (0, num_images):
+        raise ValueError(
+            f"the prompt has {IMAGE} {places} times, and {num_images} images are given; it must have one for each "
+            "image, or none at all"
+        )
+    if places == 0:
+        pieces = [IMAGE] * num_images + pieces
+    parts = [{"type": "image"} if piece == IMAGE else {"type": "text", "text": piece} for piece in pieces if piece]
+    return {"role": "user", "content": parts}
+
+
+class PromptWriter:
+    """Writes messages as the processor's chat template does; without one, images and texts line by line.
+
+    Templates of processors take a message's content in parts, many of tokenizers as one text; both work.
+
+    Args:
+        processor: of an image-text-to-text model.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.image_token: str = getattr(processor, "image_token", "")
+        self.template: str | None = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
+        self._takes_parts = self.template is not None and self._reads_parts()
+
+    def prompt(self, messages: list[Message]) -> str:
+        """All messages, and the beginning of the assistant's turn.
+
+        Raises:
+            ValueError: the template refuses them.
+        """
+        if self.template is None:
+            return "\n".join(self._as_text(message) for message in messages)
+        return self._render(messages, add_generation_prompt=True)
+
+    def answer(self, messages: list[Message], text: str) -> str:
+        """What follows ``prompt(messages)`` where the assistant says ``text``, up to its last character."""
+        if self.template is None:
+            return text
+        prompt, said = self.prompt(messages), text.strip()
+        answered = self._render([*messages, {"role": "assistant", "content": [{"type": "text", "text": said}]}])
+        if not answered.startswith(prompt):
+            return text
+        return answered[len(prompt) : answered.index(said, len(prompt)) + len(said)]
+
+    def _render(self, messages: list[Message], **options: Any) -> str:
+        from jinja2 import TemplateError
+
+        if not self._takes_parts:
+            messages = [message | {"content": self._as_text(message)} for message in messages]
+        try:
+            rendered: str = self.processor.apply_chat_template(
+                messages, chat_template=self.template, tokenize=False, **options
+            )
+        except TemplateError as reason:
+            raise ValueError(f"the chat template refuses the prompt: {reason}") from reason
+        return rendered
+
+    def _reads_parts(self) -> bool:
+        from jinja2 import TemplateError
+
+        asked = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+        try:
+            rendered = self.processor.apply_chat_template(asked, chat_template=self.template, tokenize=False)
+        except (TypeError, TemplateError):
+            return False
+        return "hello" in rendered and "'type'" not in rendered
+
+    def _as_text(self, message: Message) -> str:
+        parts = message["content"]
+        return "\n".join(self.image_token if part["type"] == "image" else part["text"] for part in parts)
