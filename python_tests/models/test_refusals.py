@@ -98,7 +98,7 @@ def test_an_image_spread_over_two_samples() -> None:
     texts, images = ["w1 <image> w2", "w3 <image> w4"], [tiny.image(seed=0), tiny.image(seed=1)]
     inputs = tiny.inputs(tiny.processor(model.config), texts, images)
     inputs["input_ids"][0, 1], inputs["input_ids"][1, -1] = 5, tiny.IMAGE
-    with pytest.raises(ValueError, match="the slots of image 0 reach from sample 0 to 1; give each sample"):
+    with pytest.raises(ValueError, match="image 0 has slots from sample 0 to 1; give each sample"):
         model(**inputs)
 
 

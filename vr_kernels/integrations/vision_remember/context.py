@@ -76,8 +76,8 @@ def context_of_images(
     for number, samples in enumerate(mask.nonzero()[:, 0].split(slots)):
         if len(samples) > 0 and samples[0] != samples[-1]:
             raise ValueError(
-                f"vision_remember: the slots of image {number} reach from sample {int(samples[0])} to "
-                f"{int(samples[-1])}; give each sample as many image tokens as its images have"
+                f"vision_remember: image {number} has slots from sample {int(samples[0])} to {int(samples[-1])}; "
+                "give each sample as many image tokens as its images have"
             )
     places = [table.cpu() for table in images.places]
     if grid is None:
