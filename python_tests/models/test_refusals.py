@@ -110,6 +110,15 @@ def test_anyres_without_sizes() -> None:
         model(**inputs)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 3, 24, 24), (2, 5, 3, 24, 24), (4, 3, 24, 24), (3, 24, 24)])
+def test_other_tiles_than_the_sizes_ask_for(shape: tuple[int, ...]) -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    assert inputs["pixel_values"].shape == (1, 5, 3, 24, 24)
+    with pytest.raises(ValueError, match=r"pixel_values has shape .* by their sizes the 1 images have 5 tiles"):
+        model(**(inputs | {"pixel_values": torch.randn(shape)}))
+
+
 def test_pixels_beside_encoded_images() -> None:
     model = tiny.model()
     inputs = one_image(model)

@@ -23,7 +23,7 @@ from vr_kernels.models.llava_vr._transformers import LlavaNextPreTrainedModel, c
 from vr_kernels.models.llava_vr.checkpoints import ComposedOfParts
 from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
 from vr_kernels.models.llava_vr.refusals import CONFIGURED, check_encoding, check_generation
-from vr_kernels.models.llava_vr.slots import canvas_of_image, tokens_of_image
+from vr_kernels.models.llava_vr.slots import canvas_of_image, stack_tiles, tokens_of_image
 from vr_kernels.nn import VisionRemember
 
 
@@ -69,13 +69,9 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.vocab_size = config.text_config.vocab_size
         self.language_model = AutoModel.from_config(config.text_config)
-        blocks = {number: self.new_block() for number in config.vr_layers}
+        blocks = {number: VisionRemember(config.vision_remember) for number in config.vr_layers}
         insert_blocks(self.language_model.layers, blocks, position=config.vr_position)
         self.post_init()
-
-    def new_block(self) -> VisionRemember:
-        """A block as the config wants it, which changes nothing yet."""
-        return VisionRemember(self.config.vision_remember)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def get_image_features(
@@ -93,13 +89,12 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
             carries the blocks' ``EncodedImages``.
 
         Raises:
-            ValueError: AnyRes without sizes; position embeddings to be interpolated, whose grids have no windows; other
-                levels or rows than the config's.
+            ValueError: AnyRes without sizes, or with other tiles than they ask for; position embeddings to be
+                interpolated, whose grids have no windows; other levels or rows than the config's.
         """
         check_encoding(type(self).__name__, self.config, kwargs)
         slots, tiles = self._slots(len(pixel_values), image_sizes)
-        if pixel_values.dim() == 5:
-            pixel_values = torch.cat([image[:count] for image, count in zip(pixel_values, tiles, strict=True)])
+        pixel_values = stack_tiles(type(self).__name__, pixel_values, tiles)
         config = self.config
         captured = capture_features(
             self.vision_tower,
@@ -109,7 +104,13 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         )
         with captured:
             self.vision_tower(pixel_values, **{k: v for k, v in kwargs.items() if k not in CONFIGURED})
-        levels = dict(zip(captured.levels, captured.features, strict=True))  # (tiles of all images, H, W, D_v)
+        states, saliency = captured.features, captured.saliency
+        if not (pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())):
+            # A frozen tower has no graph, even if its embeddings were made to require gradients for reentrant
+            # checkpoints: those of two blocks would run back through it twice.
+            states = tuple(level.detach() for level in states)
+            saliency = None if saliency is None else saliency.detach()
+        levels = dict(zip(captured.levels, states, strict=True))  # (tiles of all images, H, W, D_v)
         tokens = self.multi_modal_projector([levels[level] for level in config.projector_levels]).tokens
         packed = [
             # A newline's number, -1, is the last row.
@@ -118,9 +119,9 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         ]
         outputs = BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=packed)
         if config.vr_layers:
-            saliency = None if captured.saliency is None else captured.saliency.split(tiles)
-            features = tuple(levels[level].split(tiles) for level in config.vr_levels)
-            EncodedImages(features, [table[:, None] for table in slots], saliency).attach(outputs)
+            read = tuple(levels[level].split(tiles) for level in config.vr_levels)
+            salient = None if saliency is None else saliency.split(tiles)
+            EncodedImages(read, [table[:, None] for table in slots], salient).attach(outputs)
         return outputs
 
     def _grid(self) -> tuple[int, int]:

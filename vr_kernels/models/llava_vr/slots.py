@@ -21,6 +21,22 @@ def canvas_of_image(
     return height // tile_size, width // tile_size
 
 
+def stack_tiles(name: str, pixel_values: Tensor, tiles: Sequence[int]) -> Tensor:
+    """(images, most tiles, 3, H, W), padded, or (tiles, 3, H, W) -> (tiles, 3, H, W), image by image.
+
+    Raises:
+        ValueError: other tiles than the images have by their sizes.
+    """
+    if pixel_values.dim() == 5 and len(pixel_values) == len(tiles) and pixel_values.shape[1] >= max(tiles, default=0):
+        return torch.cat([image[:count] for image, count in zip(pixel_values, tiles, strict=True)])
+    if pixel_values.dim() == 4 and len(pixel_values) == sum(tiles):
+        return pixel_values
+    raise ValueError(
+        f"{name}: pixel_values has shape {tuple(pixel_values.shape)}; it must be (images, tiles, 3, H, W) or "
+        f"(tiles, 3, H, W), and by their sizes the {len(tiles)} images have {', '.join(map(str, tiles))} tiles"
+    )
+
+
 def tokens_of_image(
     image_size: tuple[int, int],
     pinpoints: Sequence[Sequence[int]],
