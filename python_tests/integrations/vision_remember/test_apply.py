@@ -142,6 +142,7 @@ def test_levels_lie_where_the_paper_has_them() -> None:
 
 
 REFUSALS = [
+    ({"layers": ()}, "layers is empty"),
     ({"layers": (5,)}, r"layers has 5; it must be 1 to 4"),
     ({"layers": (1, 1)}, "names a layer twice"),
     ({"position": "beside"}, "'after' or 'before'"),
@@ -149,6 +150,7 @@ REFUSALS = [
     ({"levels": (3, -1)}, "none twice"),
     ({"levels": ()}, "at least one"),
     ({"neighborhood": (1, -1)}, r"two integers \(r_h, r_w\)"),
+    ({"neighborhood": (1, 1, 1)}, r"two integers \(r_h, r_w\)"),
     ({"interaction": "global"}, "interaction is 'global'; it must be 'local'"),
     ({"saliency": "value"}, "no CLIP or SigLIP tower"),
     ({"feature_dims": (3,)}, "feature_dims is given"),
@@ -164,6 +166,22 @@ def test_a_refusal_leaves_the_model_as_it_was(options: dict[str, Any], message: 
     with pytest.raises(ValueError, match=message):
         apply_vision_remember(model, **({"levels": (1, 2), "num_heads": 4} | options))
     assert traces(model) == before
+
+
+@pytest.mark.parametrize("options", [{"layers": 1}, {"levels": 2}, {"neighborhood": 1}])
+def test_numbers_in_the_place_of_sequences_are_named(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(TypeError, match=rf"{name} is {options[name]}; it must be a tuple or a list of int"):
+        apply_vision_remember(tiny.model("qwen2_vl"), num_heads=4, **options)
+
+
+@pytest.mark.parametrize("form", ["width", "dtype"])
+def test_a_prompt_mask_of_another_form_is_refused(form: str) -> None:
+    model = tiny.patched("llava")
+    inputs = tiny.batch(model, "llava", [[0]])
+    mask = inputs["attention_mask"] if form == "dtype" else inputs["attention_mask"].bool().repeat(1, 2)
+    with pytest.raises(ValueError, match=r"prompt_mask .* must be \(B, T\)"):
+        model(**inputs, prompt_mask=mask)
 
 
 def test_models_of_other_types_are_refused_with_the_list() -> None:

@@ -114,10 +114,15 @@ def prompt_text(image_mask: Tensor, *, attention_mask: object = None, prompt_mas
         prompt_mask: (B, T0 <= T) bool, True in the prompt; None: everything is. What lies past T0 was generated.
 
     Raises:
-        ValueError: a mask of another form that does not say which tokens are padding.
+        ValueError: a prompt_mask of another form; an attention_mask that does not say which tokens are padding.
     """
     text = ~image_mask
     if prompt_mask is not None:
+        if prompt_mask.dtype != torch.bool or prompt_mask.dim() != 2 or not _fits(prompt_mask, text):
+            raise ValueError(
+                f"vision_remember: prompt_mask is {prompt_mask.dtype} {tuple(prompt_mask.shape)}; it must be (B, T) "
+                f"{tuple(text.shape)} of bool, or shorter where the rest was generated"
+            )
         missing = text.shape[1] - prompt_mask.shape[1]
         text = text & torch.nn.functional.pad(prompt_mask.to(text.device), (0, missing))
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
@@ -128,6 +133,10 @@ def prompt_text(image_mask: Tensor, *, attention_mask: object = None, prompt_mas
             "(B, T) as well, True at the prompt's valid tokens"
         )
     return text
+
+
+def _fits(prompt_mask: Tensor, text: Tensor) -> bool:
+    return len(prompt_mask) == len(text) and prompt_mask.shape[1] <= text.shape[1]
 
 
 def prompt_of_labels(labels: Tensor, ignore_index: int = -100) -> Tensor:
