@@ -5,8 +5,9 @@
 #
 # Without a STEP all run, in this order. Each takes less than ten minutes, so that any one fits a short lease:
 #   build                       vr_kernels._C in this checkout; where that fails, the rest goes on without it
-#   test-KERNELS                the gpu tests of triton, triton_fused, cuda or cuda_fused
+#   test-KERNELS                the gpu tests of triton (windows), triton_others, triton_fused, cuda or cuda_fused
 #   forward-H-B, backward-H-B   the crossover at H heads (8, 24, 48) and a batch of B (1, 8, 32)
+#   bench-OPERATOR              every other operator at the papers' shapes against everything else
 # Records and logs go to $OUT (bench/results); $PYTHON (python3) has torch. A step that fails does not stop the next.
 set -uo pipefail
 SELF=$(realpath "$0")
@@ -15,7 +16,9 @@ cd "$(dirname "$SELF")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-bench/results}
 LIMIT=${LIMIT:-580} # seconds a step
-STEPS=(build test-{triton,triton_fused,cuda,cuda_fused} {forward,backward}-24-{8,32,1} {forward,backward}-{8,48}-{8,32,1})
+OTHERS=(attention_importance attention_received bidirectional_attention deformable_attention token_fusion visionzip)
+STEPS=(build test-{triton,triton_fused,triton_others,cuda,cuda_fused} {forward,backward}-24-{8,32,1}
+  "${OTHERS[@]/#/bench-}" {forward,backward}-{8,48}-{8,32,1})
 
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -57,14 +60,20 @@ crossover() {
     --json "$OUT/gpu-$step.json" --plot "$OUT/gpu-$step.png"
 }
 
+other() {
+  cli bench "$1" --device cuda --dtype bfloat16 --batch 8 --json "$OUT/gpu-$1.json"
+}
+
 run() {
   case $1 in
     build) build ;;
-    test-triton) tests "triton and not triton_fused" ;;
+    test-triton) tests "triton and local_ and not triton_fused" ;;
+    test-triton_others) tests "triton and not local_ and not triton_fused" ;;
     test-cuda) tests "not triton and not cuda_fused" ;;
     test-*_fused) tests "${1#test-}" ;;
     forward-*-*) crossover --no-backward "$1" ;;
     backward-*-*) crossover --backward "$1" ;;
+    bench-*) other "${1#bench-}" ;;
     *)
       echo "gpu.sh: no step $1; the steps are ${STEPS[*]}" >&2
       return 2

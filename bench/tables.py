@@ -106,8 +106,10 @@ def _ratio(case: Record, name: str) -> str:
 
 
 def _closest(record: Record, case: Record) -> str:
-    """The fastest of the others that compute the same, beside stock."""
-    others = [r for r in case["rows"] if r["name"] not in ("ours", record["yardstick"]) and r["error"] is not None]
+    """The fastest of the others, beside stock."""
+    others = [
+        row for row in case["rows"] if row["name"] not in ("ours", record["yardstick"]) and row.get("rival", True)
+    ]
     if not others:
         return ""
     best = min(others, key=lambda row: row["ratio"]["median"])

@@ -242,6 +242,7 @@ PATCH_LINEAR = Subject(
         "GELU": ({"bias": True, "activation": "gelu"}, {}),
     },
     frozenset({"features", "weight"}),
+    chosen="linear",
 )
 
 WINDOWED = [LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION]

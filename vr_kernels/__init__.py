@@ -1,7 +1,18 @@
 """Custom kernels for the operators of Vision Remember, VisionZip and LLaVA-STF, as torch operators and modules."""
 
 from vr_kernels._version import __version__
-from vr_kernels.integrations import VisionZip, apply_visionzip, capture_features, remove_visionzip
+from vr_kernels.integrations import (
+    VisionZip,
+    apply_pruning,
+    apply_vision_remember,
+    apply_visionzip,
+    capture_features,
+    load_vision_remember,
+    remove_pruning,
+    remove_vision_remember,
+    remove_visionzip,
+    save_vision_remember,
+)
 from vr_kernels.nn import (
     BidirectionalTokenAttention,
     DeformableCrossAttention,
@@ -46,6 +57,8 @@ __all__ = [
     "VisionTokenMap",
     "VisionZip",
     "__version__",
+    "apply_pruning",
+    "apply_vision_remember",
     "apply_visionzip",
     "attention_density",
     "attention_importance",
@@ -56,11 +69,15 @@ __all__ = [
     "deformable_attention",
     "explain",
     "gather_tokens",
+    "load_vision_remember",
     "local_attention",
     "local_cross_attention",
     "merge_contextual_tokens",
     "patch_linear",
+    "remove_pruning",
+    "remove_vision_remember",
     "remove_visionzip",
+    "save_vision_remember",
     "scatter_add_tokens",
     "select_dominant_tokens",
     "text_guide_token",

@@ -24,11 +24,12 @@ def test_an_unknown_name_is_refused_with_all_that_are_known() -> None:
     assert all(f'"{name}"' in str(error.value) for name in NAMES)
 
 
-@every_name
-@pytest.mark.parametrize("grid", [(4, 6), (5, 7)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [(name, (4, 6)) for name in NAMES] + [(name, (5, 7)) for name in NAMES if name not in WHOLE],
+    ids=str,
+)
 def test_tokens_stand_for_the_windows_of_adaptive_pooling(name: str, grid: tuple[int, int]) -> None:
-    if name in WHOLE and grid == (5, 7):
-        pytest.skip("its windows are whole")
     module = projector(name)
     cells, per_cell = module.output_grid(*grid), module.tokens_per_cell
     projected = module(features(name, grid))
@@ -173,6 +174,24 @@ def test_default_levels_exist_once_each_in_towers_of_any_depth(name: str) -> Non
         levels = PROJECTORS[name].default_levels(depth)
         assert len(set(levels)) == len(levels) > 0
         assert all(0 <= level <= depth for level in levels)
+
+
+@every_name
+def test_shapes_are_known_on_the_meta_device(name: str) -> None:
+    projected = projector(name, device="meta")([level.to("meta") for level in features(name)])
+    expected = projector(name)(features(name))
+    assert projected.tokens.shape == expected.tokens.shape
+    assert projected.window_index.device.type == "meta"
+
+
+@every_name
+def test_evaluation_without_gradients_gives_the_tokens_of_training(name: str) -> None:
+    module, levels = projector(name), features(name)
+    expected = module(levels).tokens
+    module.eval()
+    with torch.inference_mode():
+        tokens = module(levels).tokens
+    torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-6)
 
 
 @every_name

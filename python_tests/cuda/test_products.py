@@ -13,7 +13,7 @@ from python_tests._cases import DTYPES
 from python_tests._errors import VALUES, Comparison
 from python_tests.cuda import _products
 from python_tests.cuda._products import PRODUCTS, draw
-from python_tests.cuda.conftest import SANITIZED, TwinFusedKernel
+from python_tests.cuda._twin import SANITIZED, TwinFusedKernel
 from vr_kernels.ops import _cuda_fused
 
 SHAPES = 4 if SANITIZED else 60  # of each product and dtype: five hundred together

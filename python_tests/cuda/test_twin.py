@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,8 @@ from python_tests._cases import DTYPES, Call, attention_call, cross_attention_ca
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
 from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, WINDOWED, Subject
 from python_tests.cuda import _shapes
-from python_tests.cuda.conftest import SANITIZED
+from python_tests.cuda._twin import SANITIZED
+from python_tests.write_coverage import DOCS, TWINS
 
 pytestmark = pytest.mark.usefixtures("_twin_backend")
 
@@ -61,13 +63,19 @@ def test_random_shapes_strides_and_rings_obey_the_error_rule(
     assert_obeys_the_error_rule(run, reference, reference, lambda seed: draw(seed, dtype), draws=shapes, skip=KEY_BIAS)
 
 
+@pytest.mark.parametrize(("column", "backend"), TWINS.items())
+def test_the_coverage_page_shows_the_matrix_of_the_twin(column: str, backend: str) -> None:
+    coverage = json.loads((DOCS / "coverage.json").read_text())
+    assert set(coverage[column]) == {"-".join(cell) for cell in _matrix.cells_of(backend)}
+
+
 @not_sanitized
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("direction", _matrix.DIRECTIONS)
 @over_runs
 def test_the_coverage_matrix_holds(subject: Subject, backend: str, direction: str, dtype: torch.dtype) -> None:
-    cells = [cell for cell in _matrix.cells() if (cell.direction, _matrix.DTYPES[cell.dtype]) == (direction, dtype)]
-    cells = [cell for cell in cells if cell.subject is subject]
+    cells = [cell for cell in _matrix.cells_of(backend) if cell.subject is subject]
+    cells = [cell for cell in cells if (cell.direction, _matrix.DTYPES[cell.dtype]) == (direction, dtype)]
     assert cells
     for cell in cells:
         _matrix.check(cell, backend)

@@ -10,17 +10,29 @@ import torch
 from torch import Tensor
 
 from python_tests._cases import Call
-from python_tests._operators import WINDOWED, Subject
+from python_tests._operators import SUBJECTS, WINDOWED, Draw, Subject
 from vr_kernels.ops._dispatch import operators
 
-# The kernels written for GPUs: no call chooses one by itself before it is measured.
+# The kernels written for GPUs, by operator: no call chooses one by itself before it is measured.
 KERNELS = {
-    "local_attention": ["triton", "cuda"],
-    "local_cross_attention": ["triton", "triton_fused", "cuda", "cuda_fused"],
+    operator.name: [b.name for b in operator.backends if b.name.startswith(("triton", "cuda"))]
+    for operator in operators()
 }
 
-# (operator, backend), for what holds of both operators and of every kernel.
-RUNS = [pytest.param(s, backend, id=f"{s.name}-{backend}") for s in WINDOWED for backend in KERNELS[s.name]]
+
+def draws(subject: Subject) -> dict[str, Draw]:
+    """Calls that between them take every path of a kernel."""
+    return {"grid": {}, "indexed": {"indexed": True}} if subject in WINDOWED else subject.mixes
+
+
+# (operator, backend, draw), for what holds of all operators and of every kernel.
+RUNS = [
+    pytest.param(subject, backend, draw, id=f"{subject.name}-{backend}-{name}")
+    for subject in SUBJECTS
+    for backend in KERNELS[subject.name]
+    for name, draw in draws(subject).items()
+]
+over_runs = pytest.mark.parametrize(("subject", "backend", "draw"), RUNS)
 
 
 def over_kernels(subject: Subject) -> Any:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from python_tests._errors import evaluate, random_cotangents
-from python_tests._operators import Subject
-from python_tests.gpu._gpu import RUNS, moved, need
+from python_tests._operators import WINDOWED, Draw, Subject
+from python_tests.gpu._gpu import moved, need, over_runs
 
-pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("indexed", [False, True])]
+pytestmark = [pytest.mark.gpu, over_runs]
 
 REPEATS = 250
 
@@ -26,11 +26,12 @@ def _deterministic() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("subject", "backend"), RUNS)
-def test_250_repeats_are_bitwise_equal(subject: Subject, backend: str, dtype: torch.dtype, indexed: bool) -> None:
+def test_250_repeats_are_bitwise_equal(subject: Subject, backend: str, dtype: torch.dtype, draw: Draw) -> None:
     need(subject, backend)
-    # Windows of the index share rows. The gradient of a saliency is left to torch, which sums it with atomics.
-    call = moved(subject.call(dtype=dtype, indexed=indexed, batch=4, windows=(8, 8), window=(3, 3), bias="shared"))
+    if subject in WINDOWED:
+        # Windows of the index share rows. The gradient of a saliency is left to torch, which sums it with atomics.
+        draw = {"batch": 4, "windows": (8, 8), "window": (3, 3), "bias": "shared", **draw}
+    call = moved(subject.call(dtype=dtype, **draw))
     function = subject.run(backend)
     cotangents = [cotangent.cuda() for cotangent in random_cotangents(function, call)]
     first = evaluate(function, call, cotangents)
@@ -40,11 +41,12 @@ def test_250_repeats_are_bitwise_equal(subject: Subject, backend: str, dtype: to
 
 
 @pytest.mark.usefixtures("_deterministic")
-@pytest.mark.parametrize(("subject", "backend"), RUNS)
-def test_nan_in_fresh_memory_never_shows(subject: Subject, backend: str, indexed: bool) -> None:
+def test_nan_in_fresh_memory_never_shows(subject: Subject, backend: str, draw: Draw) -> None:
     need(subject, backend)
-    saliency = True if subject.name == "local_attention" else "value"
-    call = moved(subject.call(indexed=indexed, bias="per window", saliency=saliency))
+    if subject in WINDOWED:
+        saliency = True if subject.name == "local_attention" else "value"
+        draw = {"bias": "per window", "saliency": saliency, **draw}
+    call = moved(subject.call(**draw))
     function = subject.run(backend)
     result = evaluate(function, call, [cotangent.cuda() for cotangent in random_cotangents(function, call)])
     for name, tensor in result.items():

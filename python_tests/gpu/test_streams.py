@@ -8,14 +8,10 @@ import pytest
 import torch
 
 from python_tests._cases import Call, map_tensors
-from python_tests._operators import Subject
-from python_tests.gpu._gpu import RUNS, moved, need
+from python_tests._operators import Draw, Subject
+from python_tests.gpu._gpu import moved, need, over_runs
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.parametrize("indexed", [False, True]),
-    pytest.mark.parametrize(("subject", "backend"), RUNS),
-]
+pytestmark = [pytest.mark.gpu, over_runs]
 
 
 def overwritten(call: Call) -> Call:
@@ -32,9 +28,9 @@ def fill(buffers: Any, values: Any) -> None:
         buffers.copy_(values)
 
 
-def test_a_kernel_waits_for_its_own_stream(subject: Subject, backend: str, indexed: bool) -> None:
+def test_a_kernel_waits_for_its_own_stream(subject: Subject, backend: str, draw: Draw) -> None:
     need(subject, backend)
-    call = moved(subject.call(indexed=indexed))
+    call = moved(subject.call(**draw))
     function = subject.run(backend)
     expected = function(**call)
     buffers = overwritten(call)
@@ -50,9 +46,9 @@ def test_a_kernel_waits_for_its_own_stream(subject: Subject, backend: str, index
         assert torch.equal(got, wanted)
 
 
-def test_a_cuda_graph_replays_with_new_numbers(subject: Subject, backend: str, indexed: bool) -> None:
+def test_a_cuda_graph_replays_with_new_numbers(subject: Subject, backend: str, draw: Draw) -> None:
     need(subject, backend)
-    call = moved(subject.call(indexed=indexed))
+    call = moved(subject.call(**draw))
     function = subject.run(backend)
     expected = function(**call)  # compiles, and allocates what is kept
     buffers = map_tensors(call, lambda tensor: tensor.clone())

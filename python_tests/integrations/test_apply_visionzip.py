@@ -254,7 +254,7 @@ def test_other_models_are_refused_with_the_list() -> None:
 
 
 def test_features_of_several_levels_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"vision_feature_layer is \[1, 2\]; VisionZip takes features of one level"):
+    with pytest.raises(ValueError, match=r"vision_feature_layer is \[1, 2\]; it must be one level, and not several"):
         apply_visionzip(model("llava", vision_feature_layer=[1, 2]))
 
 

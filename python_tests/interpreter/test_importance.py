@@ -85,6 +85,34 @@ def test_received_gradients_that_nobody_asks_for_are_not_made() -> None:
         assert all(arguments[other].grad is None for other in ("query", "key", "lse") if other != name)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("given_lse", [False, True], ids=["own log-sum-exp", "given log-sum-exp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("where", ["query", "key", "gradient"])
+def test_a_nan_does_not_pass_from_one_packed_sequence_to_its_neighbours(
+    where: str, dtype: torch.dtype, given_lse: bool, causal: bool
+) -> None:
+    # All three in one tile.
+    call = received_call(dtype=dtype, packed=True, batch=3, tokens=5, lse=given_lse, causal=causal)
+    call["cu_seqlens"] = torch.tensor([0, 4, 10, 15])
+    cotangent = torch.randn(15)
+    expected = evaluate(ATTENTION_RECEIVED.run("triton"), call, [cotangent.to(dtype)])
+    for number in (torch.nan, torch.inf):
+        changed, poisoned = call | {}, cotangent.clone()
+        if where == "gradient":
+            poisoned[6] = number
+        else:
+            changed[where] = call[where].clone()
+            changed[where][6, :, 1] = number
+        results = evaluate(ATTENTION_RECEIVED.run("triton"), changed, [poisoned.to(dtype)])
+        for name, result in results.items():
+            neighbours = torch.tensor([*range(4), *range(10, 15)])
+            assert torch.equal(result[neighbours], expected[name][neighbours]), (name, number)
+        if number is torch.nan:
+            assert results["d query"][6:10].isnan().any()
+            assert results["d key"][4:10].isnan().any()
+
+
 def strided(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers with every stride another and NaN between them."""
     apart = torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)

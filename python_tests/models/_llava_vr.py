@@ -41,8 +41,10 @@ def config(tower: str = "siglip", decoder: str = "qwen2", **changes: Any) -> Lla
     return LlavaVRConfig(**(defaults | changes))
 
 
-def model(tower: str = "siglip", decoder: str = "qwen2", *, seed: int = 0, **changes: Any) -> Any:
-    built = LlavaVRForConditionalGeneration(config(tower, decoder, **changes))
+def model(
+    tower: str = "siglip", decoder: str = "qwen2", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Any:
+    built = LlavaVRForConditionalGeneration._from_config(config(tower, decoder, **changes), dtype=dtype)
     return randomise(built, seed).eval()
 
 
@@ -50,8 +52,8 @@ def randomise(model: Any, seed: int = 0) -> Any:
     """Weights of a size that lets every part show in the logits; blocks are no longer the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 or name.endswith(("bias", "newline")):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
     return model
 

@@ -188,6 +188,45 @@ def test_gradients_on_cuda_are_like_their_inputs() -> None:
 def test_a_request_says_what_the_call_is() -> None:
     request = vr_kernels.ops.token_fusion.OPERATOR.request(**patch_call(kernel=3, widths=(6, 4)))
     assert dataclasses.asdict(request) == {
-        "device": "cpu", "dtype": torch.float32, "wrapped": None, "channels": 10, "out_channels": 11,
+        "device": "cpu", "dtype": torch.float32, "wrapped": None, "channels": 10, "out_channels": 11, "recorded": False,
         "patches": {"batch": 2, "down": 2, "across": 3, "kernel": 3},
     }  # fmt: skip
+    assert request.multiplications == 12 * 90 * 11
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "recorded", "chosen"),
+    [
+        (torch.float32, 256, True, "linear"),  # 113 million multiplications
+        (torch.float32, 1024, True, "cpu"),  # 453 million
+        (torch.bfloat16, 256, True, "linear"),
+        (torch.float32, 256, False, "cpu"),
+        (torch.float32, 1, False, "linear"),  # 442 thousand
+        (torch.bfloat16, 1, False, "cpu"),
+    ],
+)
+def test_the_linear_form_is_chosen_where_there_is_little_to_multiply(
+    dtype: torch.dtype, width: int, recorded: bool, chosen: str
+) -> None:
+    levels = [torch.empty(1, 24, 24, width, dtype=dtype) for _ in range(3)]
+    weight = torch.empty(256, 3 * width, dtype=dtype, requires_grad=recorded)
+    explanation = vr_kernels.explain(vr_kernels.patch_linear, levels, weight)
+    assert explanation.chosen == chosen
+    assert ("multiplications" in explanation.reasons["cpu"]) == (chosen == "linear")
+
+
+def test_a_call_takes_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    original = vr_kernels.ops.token_fusion.COMPOSITE["linear"]
+    monkeypatch.setitem(
+        vr_kernels.ops.token_fusion.COMPOSITE, "linear", lambda *call: taken.append("linear") or original(*call)
+    )
+    call = {"features": torch.randn(1, 24, 24, 64), "weight": torch.randn(64, 64)}  # 2.4 million multiplications
+    vr_kernels.patch_linear(**call)
+    assert taken == []
+    call["weight"].requires_grad_()
+    vr_kernels.patch_linear(**call)
+    assert taken == ["linear"]
+    with torch.no_grad():
+        vr_kernels.patch_linear(**call)
+    assert taken == ["linear"]

@@ -14,7 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests._cases import Call, floating_tensors, leading_argument, map_tensors
 from python_tests._errors import evaluate, random_cotangents
-from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, Subject, over_mixes, over_operators
+from python_tests._operators import (
+    LOCAL_ATTENTION,
+    LOCAL_CROSS_ATTENTION,
+    SUBJECTS,
+    Subject,
+    over_mixes,
+    over_operators,
+)
 
 
 class Recorder(TorchDispatchMode):
@@ -70,7 +77,17 @@ def _nothing_compiled() -> None:
 
 @over_mixes
 def test_compiles_once_for_all_shapes_forward_and_backward(subject: Subject, mix: dict[str, Any]) -> None:
-    function = subject.run(None)
+    compiles_once(subject, mix, "cpu")
+
+
+@pytest.mark.parametrize("subject", [subject for subject in SUBJECTS if subject.chosen != "cpu"], ids=lambda s: s.name)
+def test_a_choice_that_depends_on_sizes_compiles_once_too(subject: Subject) -> None:
+    # Where the reason for it printed the size, that was a graph for each.
+    compiles_once(subject, subject.mixes["everything"], None)
+
+
+def compiles_once(subject: Subject, mix: dict[str, Any], backend: str | None) -> None:
+    function = subject.run(backend)
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
     # Sizes that differ from each other: equal ones would be traced as one symbol.
     first, *others = [subject.call(**(mix | sizes)) for sizes in subject.sizes]
@@ -82,7 +99,7 @@ def test_compiles_once_for_all_shapes_forward_and_backward(subject: Subject, mix
 
 @over_operators
 def test_compiles_with_inductor(subject: Subject) -> None:
-    function, call = subject.run(None), subject.call(**subject.mixes["everything"])
+    function, call = subject.run("cpu"), subject.call(**subject.mixes["everything"])
     assert_compiled_is_eager(torch.compile(function, fullgraph=True), function, call)
 
 
@@ -97,7 +114,7 @@ def test_the_paths_in_plain_pytorch_compile_too(backend: str) -> None:
 class Exported(torch.nn.Module):
     def __init__(self, subject: Subject, constants: Call) -> None:
         super().__init__()
-        self.function, self.constants = subject.run(None), constants
+        self.function, self.constants = subject.run("cpu"), constants
 
     def forward(self, tensors: dict[str, Any]) -> Any:
         return self.function(**tensors, **self.constants)

@@ -93,3 +93,17 @@ def test_scatter_is_the_adjoint_of_gather(indexed: bool) -> None:
     scattered = scatter_windows(slots, windows, index)
     assert scattered.shape == rows.shape
     torch.testing.assert_close((gathered * slots * present).sum(), (rows * scattered).sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("queries", [0, 3])
+def test_an_empty_table_of_keys_stays_in_the_graph(backend: str, queries: int) -> None:
+    # A batch without an image: data-parallel training waits for the gradients of the projections behind key and value.
+    query, key, value = (torch.randn(n, 2, 4, requires_grad=True) for n in (queries, 0, 0))
+    index = torch.full((queries, 5), -1)
+    out = vr_kernels.local_attention(query, key, value, window_index=index, backend=backend)
+    assert isinstance(out, Tensor)
+    assert not out.any()
+    gradients = torch.autograd.grad(out.sum(), [query, key, value])
+    assert [gradient.shape for gradient in gradients] == [(queries, 2, 4), (0, 2, 4), (0, 2, 4)]
+    assert not gradients[0].any()

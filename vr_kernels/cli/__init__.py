@@ -1,4 +1,4 @@
-"""The ``vr-kernels`` command: ``info``, ``bench``, ``demo`` and ``generate``."""
+"""The ``vr-kernels`` command: ``info``, ``bench``, ``demo``, ``train`` and ``generate``."""
 
 from vr_kernels.cli.checks import require
 

@@ -6,6 +6,7 @@ from vr_kernels.cli.bench import bench
 from vr_kernels.cli.demo import demo
 from vr_kernels.cli.generate import generate
 from vr_kernels.cli.info import info
+from vr_kernels.cli.train import train
 
 app = typer.Typer(
     help="What vr_kernels finds on this machine, how fast it is here, and what it does.",
@@ -16,4 +17,5 @@ app = typer.Typer(
 app.command()(info)
 app.command()(bench)
 app.command()(demo)
+app.command()(train)
 app.command()(generate)

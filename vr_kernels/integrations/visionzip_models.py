@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,20 +67,7 @@ def apply_visionzip(
     >>> model(input_ids=prompt, pixel_values=torch.randn(1, 3, 64, 64)).logits.shape
     torch.Size([1, 15, 99])
     """
-    inner = _find("apply_visionzip", model)
-    family = FAMILIES[inner.config.model_type]
-    level = inner.config.vision_feature_layer
-    if not isinstance(level, int):
-        raise ValueError(
-            f"apply_visionzip: the model's vision_feature_layer is {level!r}; VisionZip takes features of one level"
-        )
-    budget = Budget(dominant, contextual, merge)
-    for tower in family.towers:
-        budget.zipper(getattr(inner, tower), level)  # refuses here what would be refused at the first image
-    if processor is not None:
-        set_token_counts(inner.config.model_type, processor, dominant + contextual)
-    for name, encode in family.encoders.items():
-        setattr(inner, name, _encoder(inner, name, encode, budget))
+    replace_encoders("apply_visionzip", model, processor, VisionZipBudget(dominant, contextual, merge))
     return model
 
 
@@ -94,12 +81,7 @@ def remove_visionzip(model: M, processor: Any = None) -> M:
     >>> remove_visionzip(apply_visionzip(model)) is model
     True
     """
-    inner = _find("remove_visionzip", model)
-    for name in FAMILIES[inner.config.model_type].encoders:
-        if name in vars(inner):
-            delattr(inner, name)
-    if processor is not None:
-        remove_token_counts(inner.config.model_type, processor)
+    restore_encoders("remove_visionzip", model, processor)
     return model
 
 
@@ -121,11 +103,27 @@ def train_projector_only(model: nn.Module) -> list[nn.Parameter]:
     return list(inner.multi_modal_projector.requires_grad_(True).parameters())
 
 
+class Budget(Protocol):
+    """How many tokens an image becomes, and by what. ``name`` is where the encoder's outputs keep which they are."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dominant(self) -> int: ...
+
+    @property
+    def contextual(self) -> int: ...
+
+    def zipper(self, tower: nn.Module, level: int) -> Callable[..., ZippedTokens]: ...
+
+
 @dataclass(frozen=True)
-class Budget:
+class VisionZipBudget:
     dominant: int
     contextual: int
     merge: str
+    name = "visionzip"
 
     def zipper(self, tower: nn.Module, level: int) -> VisionZip:
         return VisionZip(tower, self.dominant, self.contextual, level=level, merge=self.merge)
@@ -200,11 +198,38 @@ FAMILIES = {
 }
 
 
+def replace_encoders(operation: str, model: nn.Module, processor: Any, budget: Budget) -> Any:
+    """Let a model of a known type see a budget's tokens, and its processor count them; the part that was changed."""
+    inner = _find(operation, model)
+    family = FAMILIES[inner.config.model_type]
+    level = inner.config.vision_feature_layer
+    if not isinstance(level, int):
+        raise ValueError(
+            f"{operation}: the model's vision_feature_layer is {level!r}; it must be one level, and not several"
+        )
+    for tower in family.towers:
+        budget.zipper(getattr(inner, tower), level)  # refuses here what would be refused at the first image
+    if processor is not None:
+        set_token_counts(operation, inner.config.model_type, processor, budget.dominant + budget.contextual)
+    for name, encode in family.encoders.items():
+        setattr(inner, name, _encoder(inner, name, encode, budget))
+    return inner
+
+
+def restore_encoders(operation: str, model: nn.Module, processor: Any) -> None:
+    """Undo ``replace_encoders``."""
+    inner = _find(operation, model)
+    for name in FAMILIES[inner.config.model_type].encoders:
+        if name in vars(inner):
+            delattr(inner, name)
+    if processor is not None:
+        remove_token_counts(operation, inner.config.model_type, processor)
+
+
 def _zip(model: Any, tower: nn.Module, budget: Budget, given: Mapping[str, Any], pixels: Tensor) -> ZippedTokens:
     level = given.get("vision_feature_layer")
     level = model.config.vision_feature_layer if level is None else level
-    zipped: ZippedTokens = budget.zipper(tower, level)(pixels, **given.get("kwargs", {}))
-    return zipped
+    return budget.zipper(tower, level)(pixels, **given.get("kwargs", {}))
 
 
 def _encoder(inner: Any, name: str, encode: Encode, budget: Budget) -> MethodType:
@@ -220,7 +245,7 @@ def _encoder(inner: Any, name: str, encode: Encode, budget: Budget) -> MethodTyp
     def encoder(self: Any, *args: Any, **kwargs: Any) -> Any:
         zipped, features = encode(self, budget, signature.bind(self, *args, **kwargs).arguments)
         outputs = BaseModelOutputWithPooling(last_hidden_state=zipped.tokens, pooler_output=features)
-        outputs.visionzip = zipped
+        setattr(outputs, budget.name, zipped)
         return outputs
 
     return MethodType(encoder, inner)

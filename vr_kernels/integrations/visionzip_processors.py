@@ -1,4 +1,4 @@
-"""How many placeholders the processors of transformers write into a prompt, when an image has VisionZip's tokens.
+"""How many placeholders the processors of transformers write into a prompt, when an image has few tokens.
 
 Held by transformers 5.20 to 5.23:
 
@@ -20,15 +20,15 @@ from typing import Any
 Counters = dict[str, Callable[..., Any]]
 
 
-def set_token_counts(model_type: str, processor: Any, count: int) -> None:
+def set_token_counts(operation: str, model_type: str, processor: Any, count: int) -> None:
     """Let the processor write ``count`` placeholders an image, tile or frame."""
-    counters = _of_type("apply_visionzip", model_type, processor)(processor, count)
+    counters = _of_type(operation, model_type, processor)(processor, count)
     for name, counter in counters.items():
         setattr(processor, name, counter)
 
 
-def remove_token_counts(model_type: str, processor: Any) -> None:
-    for name in _of_type("remove_visionzip", model_type, processor)(processor, 0):
+def remove_token_counts(operation: str, model_type: str, processor: Any) -> None:
+    for name in _of_type(operation, model_type, processor)(processor, 0):
         vars(processor).pop(name, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def tables_of_cells(
     present = slots < counts[:, None]  # (I, N)
     token_rows = torch.full(present.shape, -1, dtype=torch.int64, device=device)
     token_rows[present] = rows
-    windows = window_index_from_grid(*feature_grid, *grid, batch=num_tiles, device=device)
+    windows = windows_of_grid((*feature_grid,), (*grid,), num_tiles).to(device)
     complete = len(cells) == num_tiles * grid[0] * grid[1]
     return {
         "token_rows": token_rows,
@@ -53,6 +54,12 @@ def tables_of_cells(
         "cells": None if complete else cells,
         "rows": rows,
     }
+
+
+@functools.lru_cache(maxsize=16)
+def windows_of_grid(feature_grid: tuple[int, int], grid: tuple[int, int], tiles: int) -> Tensor:
+    """``window_index_from_grid`` on the CPU: a model's prompts have few kinds of images. Shared, so never written."""
+    return window_index_from_grid(*feature_grid, *grid, batch=tiles)
 
 
 def describe(value: object) -> str:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vr_kernels.nn._map_inputs import as_table, check_stream, check_whole_windows, checked_levels, refuse_unread
+from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.nn.vision_token_map import VisionTokenMap
 from vr_kernels.ops import scatter_add_tokens
+from vr_kernels.ops._arguments import Arguments
 
 
 class DeepStack(nn.Module):
@@ -53,10 +55,9 @@ class DeepStack(nn.Module):
     ) -> None:
         super().__init__()
         dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
-        if hidden_size < 1 or not dims or min(dims) < 1 or min(window) < 1:
-            raise ValueError(
-                f"DeepStack: hidden_size is {hidden_size}, feature_dims {dims}, window {window}; all must be at least 1"
-            )
+        check_sizes(Arguments("DeepStack"), "window", window)
+        if hidden_size < 1 or not dims or min(dims) < 1:
+            raise ValueError(f"DeepStack: hidden_size is {hidden_size}, feature_dims {dims}; all must be at least 1")
         if not 0 <= level < len(dims):
             raise ValueError(f"DeepStack: level is {level}; it must be in [0, {len(dims)}), one of feature_dims {dims}")
         self.hidden_size, self.feature_dims, self.window = hidden_size, dims, (window[0], window[1])

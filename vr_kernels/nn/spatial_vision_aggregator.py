@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vr_kernels.nn._map_inputs import as_tiles, check_stream, check_whole_windows, checked_levels, refuse_unread
+from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.nn.vision_token_map import VisionTokenMap
 from vr_kernels.ops import gather_tokens, local_attention, scatter_add_tokens
+from vr_kernels.ops._arguments import Arguments
 
 NAME = "SpatialVisionAggregator"
 
@@ -67,10 +69,10 @@ class SpatialVisionAggregator(nn.Module):
     ) -> None:
         super().__init__()
         dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
-        if hidden_size < 1 or not dims or min(dims) < 1 or (window is not None and min(window) < 1):
-            raise ValueError(
-                f"{NAME}: hidden_size is {hidden_size}, feature_dims {dims}, window {window}; all must be at least 1"
-            )
+        if window is not None:
+            check_sizes(Arguments(NAME), "window", window)
+        if hidden_size < 1 or not dims or min(dims) < 1:
+            raise ValueError(f"{NAME}: hidden_size is {hidden_size}, feature_dims {dims}; all must be at least 1")
         if hidden_dim < 1 or num_heads < 1 or hidden_dim % num_heads != 0:
             raise ValueError(
                 f"{NAME}: hidden_dim is {hidden_dim}, num_heads is {num_heads}; num_heads must be a positive divisor "

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vr_kernels.nn._token_tables import check_sizes, checked_tiles, describe, tables_of_cells
-from vr_kernels.ops import window_index_from_grid
+from vr_kernels.nn._token_tables import check_sizes, checked_tiles, describe, tables_of_cells, windows_of_grid
 from vr_kernels.ops._arguments import Arguments, check_index_values, signatures
 
 
@@ -147,7 +146,7 @@ class VisionTokenMap:
                 f"token_rows holds {len(self.rows)} tokens and the grid has {cells} cells; give the cells of the tokens"
             )
         if self.grid is not None and self.feature_grid is not None:
-            windows = window_index_from_grid(*self.feature_grid, *self.grid, batch=self.num_tiles)
+            windows = windows_of_grid((*self.feature_grid,), (*self.grid,), self.num_tiles)
             if not torch.equal(self.window_index, windows if self.cells is None else windows[self.cells]):
                 raise arguments.error("window_index is not that of the grid; give no grid with windows of your own")
 
@@ -202,7 +201,9 @@ class VisionTokenMap:
         return dataclasses.replace(self, text_in_every_sample=bool(text_mask.any(1)[self.image_sample].all()))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> VisionTokenMap:
-        """The same map with its tables on ``device``."""
+        """The same map with its tables on ``device``; itself where they are there already."""
+        if torch.device(device) == self.token_rows.device:
+            return self
         tables = {
             field.name: value.to(device, non_blocking=non_blocking)
             for field in dataclasses.fields(self)

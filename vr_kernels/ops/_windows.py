@@ -102,8 +102,8 @@ def gather_windows(features: Tensor, windows: Windows, window_index: Tensor | No
     if windows.window is None:
         assert window_index is not None
         present = (window_index >= 0) & (window_index < windows.row_count)  # past the end counts as absent
-        if windows.row_count == 0:  # nothing to read: every slot is absent
-            return features.new_zeros(windows.count, windows.slots, *trailing), torch.zeros_like(present)
+        if windows.row_count == 0:  # every slot is absent: a row of zeros for them to name keeps features in the graph
+            features = torch.cat([features, features.new_zeros(1, *trailing)])
         index = window_index.where(present, 0).to(torch.int64)  # (N, K)
         absent = ~present.view(*present.shape, *[1] * len(trailing))
         return features[index].masked_fill(absent, 0), present  # a NaN in row 0 must not come in by an absent slot

@@ -56,12 +56,14 @@ X = TypeVar("X")
 class Contender(Generic[X]):
     """A way to compute the operator: its outputs, then the gradients of what is trained where the case has them.
 
-    One that computes something else, and is there for its time alone, returns nothing.
+    No ``rival`` computes something else, or from more than ours is given: its time is shown to compare with, and beats
+    nobody. It may return nothing that can be compared.
     """
 
     name: str
     what: str
     run: Callable[[X], tuple[Tensor, ...]]
+    rival: bool = True
 
     def __call__(self, x: X) -> tuple[Tensor, ...]:
         return self.run(x)

@@ -7,6 +7,7 @@ from typing import Any
 from vr_kernels.cli.measure.bench import Bench
 from vr_kernels.cli.measure.bidirectional_attention import BidirectionalAttentionBench
 from vr_kernels.cli.measure.deformable_attention import DeformableAttentionBench
+from vr_kernels.cli.measure.fastv import FastVBench
 from vr_kernels.cli.measure.importance import AttentionImportanceBench, AttentionReceivedBench
 from vr_kernels.cli.measure.llava_vr import LlavaVRBench
 from vr_kernels.cli.measure.local_cross_attention import LocalCrossAttentionBench
@@ -23,6 +24,7 @@ _ALL: tuple[Bench[Any, Any], ...] = (
     SaliencyBench(),
     TokenFusionBench(),
     VisionZipBench(),
+    FastVBench(),
     LlavaVRBench(),
 )
 BENCHES = {bench.name: bench for bench in _ALL}

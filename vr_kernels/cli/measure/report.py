@@ -38,7 +38,7 @@ def print_result(console: Console, bench: AnyBench, result: Result) -> None:
             *_spread(Spread(*(value * 1e3 for value in row.seconds))),
             f"{row.of_floor:.0%}",
             megabytes(row.memory),
-            "" if row.error is None else f"{row.error:.1e}",
+            "-" if row.error is None else f"{row.error:.1e}",
             *_spread(row.ratio),
         )
     console.print(table)
@@ -67,7 +67,7 @@ def losses(result: Result) -> list[str]:
     return [
         f"Ours loses to {row.name} here: {row.name} takes {row.ratio.median:.2f} times our time."
         for row in result.rows
-        if row.error is not None and row.ratio.median < 1
+        if row.rival and row.ratio.median < 1
     ]
 
 

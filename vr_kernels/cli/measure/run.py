@@ -26,8 +26,9 @@ class Row:
     seconds: Spread
     ratio: Spread  # of its time to ours
     of_floor: float  # the floor's time over its time
-    error: float | None  # the largest of outputs and gradients; None where something else is computed
+    error: float | None  # the largest of outputs and gradients, against float64; None: of another thing
     memory: int | None  # bytes, where it could be measured
+    rival: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def run_case(bench: AnyBench, case: Case, baselines: Sequence[str], rounds: int,
             of_floor=median(ratios(floors, seconds[name])),
             error=max(error_of[name], default=None),
             memory=memory.get(name),
+            rival=contender.rival and len(error_of[name]) > 0,
         )
         for name, contender in timed.items()
     ]

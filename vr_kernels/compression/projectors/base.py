@@ -9,18 +9,16 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from vr_kernels.compression.projectors._windows import window_index
+from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 
 
 class Projected(NamedTuple):
     """The tokens of a batch of tiles, and where each of them comes from."""
 
-    tokens: Tensor
-    """(tiles, n, D), cells in raster order, with the tokens of one cell next to each other."""
-    grid: tuple[int, int]
-    """(n_h, n_w) cells of a tile; n = n_h * n_w * tokens_per_cell."""
-    window_index: Tensor
-    """(n, K) int64, the rows y*W + x of one tile's features that each token stands for, -1 = absent."""
+    tokens: Tensor  # (tiles, n, D): cells in raster order, the tokens of one cell next to each other
+    grid: tuple[int, int]  # (n_h, n_w) cells of a tile; n = n_h * n_w * tokens_per_cell
+    window_index: Tensor  # (n, K) int64: rows y*W + x of one tile's features that each token stands for, -1 = absent
 
 
 class Projector(nn.Module, ABC):
@@ -39,10 +37,8 @@ class Projector(nn.Module, ABC):
         ValueError: sizes below one; more levels than the method reads.
     """
 
-    reads_levels: ClassVar[bool] = False
-    """Whether the method fuses several levels; one is always allowed."""
-    tokens_per_cell: int = 1
-    """How many tokens follow each other in one cell of the grid."""
+    reads_levels: ClassVar[bool] = False  # whether the method fuses several levels; one is always allowed
+    tokens_per_cell: int = 1  # how many tokens follow each other in one cell of the grid
 
     def __init__(self, feature_dims: int | Sequence[int], hidden_size: int, window: tuple[int, int] = (2, 2)) -> None:
         super().__init__()
@@ -55,7 +51,8 @@ class Projector(nn.Module, ABC):
         if hidden_size < 1:
             raise arguments.error(f"hidden_size is {hidden_size}; it must be at least 1")
         self.feature_dims, self.hidden_size = dims, hidden_size
-        self.window = checked_pair(arguments, "window", window)
+        check_sizes(arguments, "window", window)
+        self.window = (window[0], window[1])
 
     def reset_parameters(self) -> None:
         """Start anew, every layer as it does itself: what a projector built on the meta device needs."""
@@ -125,13 +122,6 @@ class DividingProjector(Projector, ABC):
                 f"{self.window}"
             )
         return super().output_grid(height, width)
-
-
-def checked_pair(arguments: Arguments, name: str, value: Any) -> tuple[int, int]:
-    sizes = tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(sizes) != 2 or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
-        raise arguments.error(f"{name} is {value!r}; it must be two integers of at least 1")
-    return sizes
 
 
 @remember

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vr_kernels.compression.projectors.base import Projector, checked_pair
+from vr_kernels.compression.projectors.base import Projector
+from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.ops._arguments import Arguments
 
 NORM_EPS = 1e-6
@@ -48,7 +49,8 @@ class PerceiverProjector(Projector):
     ) -> None:
         super().__init__(feature_dims, hidden_size, window)
         arguments = Arguments(type(self).__name__)
-        self.query_grid = checked_pair(arguments, "query_grid", query_grid)
+        check_sizes(arguments, "query_grid", query_grid)
+        self.query_grid = (query_grid[0], query_grid[1])
         self.num_heads = max(1, hidden_size // 128) if num_heads is None else num_heads
         if hidden_size % 4 != 0 or self.num_heads < 1 or hidden_size % self.num_heads != 0:
             raise arguments.error(

@@ -1,5 +1,11 @@
 """Vision Remember between the decoder layers of models of transformers: the seam, and one call for existing models."""
 
+from vr_kernels.integrations.vision_remember.apply import (
+    apply_vision_remember,
+    peft_modules_to_save,
+    remove_vision_remember,
+)
+from vr_kernels.integrations.vision_remember.checkpoint import load_vision_remember, save_vision_remember
 from vr_kernels.integrations.vision_remember.context import VisionRememberContext, prompt_of_labels
 from vr_kernels.integrations.vision_remember.encoded import EncodedImages, note_prompt
 from vr_kernels.integrations.vision_remember.hooks import insert_blocks, remove_blocks
@@ -8,10 +14,15 @@ from vr_kernels.integrations.vision_remember.prefill import image_slots, prefill
 __all__ = [
     "EncodedImages",
     "VisionRememberContext",
+    "apply_vision_remember",
     "image_slots",
     "insert_blocks",
+    "load_vision_remember",
     "note_prompt",
+    "peft_modules_to_save",
     "prefill_context",
     "prompt_of_labels",
     "remove_blocks",
+    "remove_vision_remember",
+    "save_vision_remember",
 ]

@@ -51,6 +51,7 @@ def context_of_images(
     dtype: torch.dtype,
     text_mask: Tensor | None,
     grid: tuple[int, int] | None = None,
+    tiles_apart: bool = False,
 ) -> VisionRememberContext:
     """The context of a batch whose images stand, one after the other, at the slots of ``image_mask``.
 
@@ -60,9 +61,10 @@ def context_of_images(
         dtype: of the hidden states, which the features take.
         text_mask: (B, T) bool, the prompt's text.
         grid: (n_h, n_w) tokens of a tile, where ``images`` has cells of such a grid.
+        tiles_apart: each of ``images`` is a tile, and those whose slots follow one another are one image.
 
     Raises:
-        ValueError: another number of slots; an image spread over samples.
+        ValueError: another number of slots; an image spread over samples; features cut up.
     """
     slots = [len(places) for places in images.places]
     if sum(slots) != int(image_mask.sum()):
@@ -73,10 +75,20 @@ def context_of_images(
         )
     device = image_mask.device
     mask = image_mask.cpu()  # tables are built and checked where that costs no synchronisation
+    for number, samples in enumerate(mask.nonzero()[:, 0].split(slots)):
+        if len(samples) > 0 and samples[0] != samples[-1]:
+            raise ValueError(
+                f"vision_remember: image {number} has slots from sample {int(samples[0])} to {int(samples[-1])}; "
+                "give each sample as many image tokens as its images have"
+            )
     places = [table.cpu() for table in images.places]
     if grid is None:
         rows = [len(level) for level in images.levels[0]]
-        vision_map = _map_of_windows(mask, places, rows)
+        if any(int(table.max()) >= count for table, count in zip(places, rows, strict=True)):
+            raise ValueError(
+                "vision_remember: an image's features were cut up; leave prefill_chunk_size out, which does that"
+            )
+        vision_map = _map_of_windows(mask, places, rows, tiles_apart)
     else:
         tiles = [len(level) for level in images.levels[0]]
         height, width = images.levels[0][0].shape[1:3]
@@ -141,17 +153,25 @@ def _map_of_cells(
     return VisionTokenMap.from_slots(slots, grid=grid, feature_grid=feature_grid, tiles=tiles)
 
 
-def _map_of_windows(mask: Tensor, places: Sequence[Tensor], rows: Sequence[int]) -> VisionTokenMap:
+def _map_of_windows(mask: Tensor, places: Sequence[Tensor], rows: Sequence[int], tiles_apart: bool) -> VisionTokenMap:
     length = mask.shape[1]
     positions = mask.flatten().nonzero().squeeze(1).split([len(table) for table in places])
-    token_rows, samples, windows, first = [], [], [], 0
+    token_rows: list[Tensor] = []  # of each image
+    samples: list[Tensor] = []
+    windows: list[Tensor] = []
+    first, after = 0, -1
     for position, table, count in zip(positions, places, rows, strict=True):
         is_token = (table >= 0).any(1)
         window = table[is_token]
         windows.append(torch.where(window < 0, -1, window + first))
-        token_rows.append(position[is_token])
-        samples.append(position[0] // length)
         first += count
+        sample = position[0] // length
+        if tiles_apart and int(position[0]) == after and sample == samples[-1]:
+            token_rows[-1] = torch.cat([token_rows[-1], position[is_token]])
+        else:
+            token_rows.append(position[is_token])
+            samples.append(sample)
+        after = int(position[-1]) + 1
     width = max(window.shape[1] for window in windows)
     return VisionTokenMap(
         torch.nn.utils.rnn.pad_sequence(token_rows, batch_first=True, padding_value=-1),

@@ -9,7 +9,7 @@ keyword arguments of the model's forward, and return the hidden states alone or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,9 +51,20 @@ def remove_blocks(decoder_layers: nn.ModuleList) -> None:
     for layer in decoder_layers:
         if hasattr(layer, NAME):
             delattr(layer, NAME)
-        for hooks, refresh in ((layer._forward_hooks, _refresh_output), (layer._forward_pre_hooks, _refresh_input)):
-            for key in [key for key, hook in hooks.items() if hook is refresh]:
-                del hooks[key]
+        for refresh in (_refresh_output, _refresh_input):
+            remove_hooks(layer, refresh)
+
+
+def remove_hooks(module: nn.Module, function: Callable[..., Any]) -> None:
+    """Undo each registration of ``function`` as a forward hook or pre-hook that gets keyword arguments. Handles do
+    not outlive a copy of the module, but the function does."""
+    for hooks, with_kwargs in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+    ):
+        for key in [key for key, hook in hooks.items() if hook is function]:
+            del hooks[key]
+            with_kwargs.pop(key, None)
 
 
 def check_layers(operation: str, layers: Sequence[int], depth: int, position: str) -> None:

@@ -24,6 +24,7 @@ def prefill_context(
     dtype: torch.dtype,
     saliency: bool = False,
     grid: tuple[int, int] | None = None,
+    tiles_apart: bool = False,
     text_guided: bool = False,
     training: bool = False,
     attention_mask: object = None,
@@ -39,7 +40,7 @@ def prefill_context(
     Args:
         image_mask: (B, T) bool, the image slots of the tokens in this pass.
         outputs: the encoder's output, with ``EncodedImages``, or None.
-        num_levels, saliency, grid: of those ``EncodedImages``.
+        num_levels, saliency, grid, tiles_apart: of those ``EncodedImages``.
         dtype: of the hidden states. text_guided: whether the blocks want the prompt's text.
         others: the forward's own arguments.
 
@@ -66,7 +67,10 @@ def prefill_context(
         text = prompt_text(
             image_mask, attention_mask=attention_mask, prompt_mask=noted if prompt_mask is None else prompt_mask
         )
-    return context_of_images(image_mask, images, dtype=dtype, text_mask=text, grid=grid), plain
+    return (
+        context_of_images(image_mask, images, dtype=dtype, text_mask=text, grid=grid, tiles_apart=tiles_apart),
+        plain,
+    )
 
 
 def image_slots(
@@ -81,7 +85,10 @@ def image_slots(
 
 
 def _restarts(position_ids: Tensor | None, attention_mask: object) -> bool:
-    """Whether positions fall between two valid tokens of a row."""
+    """Whether positions fall between two valid tokens of a row; of several for each token the first counts, which is
+    the place in the text or in time."""
+    if position_ids is not None and position_ids.dim() == 3:
+        position_ids = position_ids[0]
     if position_ids is None or position_ids.dim() != 2 or position_ids.shape[1] < 2:
         return False
     falls = position_ids[:, 1:] < position_ids[:, :-1]

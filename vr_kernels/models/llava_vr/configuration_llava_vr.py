@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,12 @@ from vr_kernels.integrations.vision_remember.hooks import POSITIONS, check_layer
 from vr_kernels.nn import VisionRememberConfig
 
 NAME = "LlavaVRConfig"
+
+# (rows, columns) of tiles that AnyRes may choose of where nothing else is said: LLaVA-NeXT's.
+CANVASES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+
+# Of configurations of other types: what names the type, and how LLaVA-OneVision packs, which interpolates features.
+FOREIGN = ("model_type", "architectures", "transformers_version", "vision_aspect_ratio", "video_token_index")
 
 # What each version of the paper has, in fields of the config; every other choice is VisionRememberConfig's default.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -48,7 +55,9 @@ class LlavaVRConfig(LlavaNextConfig):
         vr_options: any other field of ``VisionRememberConfig``.
 
     ``vision_feature_layer`` says which levels the projector reads, with the number that it reads by default where the
-    method fuses several. ``image_grid_pinpoints=[]`` is a model without AnyRes: one tile an image, no newline.
+    method fuses several. ``vision_feature_select_strategy`` is not read: a CLS row is never a token.
+    ``image_grid_pinpoints`` are multiples of the tower's size; None: up to four tiles, or three in a row, as in
+    LLaVA-NeXT. [] is a model without AnyRes: one tile an image, no newline.
 
     Raises:
         ValueError: what does not fit, before a weight is made.
@@ -59,6 +68,7 @@ class LlavaVRConfig(LlavaNextConfig):
     """
 
     model_type = "llava_vr"
+    image_grid_pinpoints: list[Any] | None = None
     vision_feature_layer: int | list[int] = -2
 
     projector_type: str = "pool"
@@ -75,7 +85,13 @@ class LlavaVRConfig(LlavaNextConfig):
     vr_options: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        no_pinpoints = self.image_grid_pinpoints is None
         super().__post_init__(**kwargs)
+        if no_pinpoints:
+            self.image_grid_pinpoints = [
+                [rows * self.vision_config.image_size, columns * self.vision_config.image_size]
+                for rows, columns in CANVASES
+            ]
         for name in ("vr_window", "vr_layers", "vr_levels"):
             setattr(self, name, list(getattr(self, name)))
         self.projector_options = dict(self.projector_options or {})
@@ -85,6 +101,7 @@ class LlavaVRConfig(LlavaNextConfig):
         if PROJECTORS[self.projector_type].reads_levels and isinstance(self.vision_feature_layer, int):
             levels = PROJECTORS[self.projector_type].default_levels(self.vision_config.num_hidden_layers)
             self.vision_feature_layer = list(levels)
+        self._check_llava_next()
         if self.vr_position not in POSITIONS:
             self._refuse("vr_position", " or ".join(map(repr, POSITIONS)))
         check_layers(NAME, self.vr_layers, self.text_config.num_hidden_layers, self.vr_position)
@@ -92,6 +109,17 @@ class LlavaVRConfig(LlavaNextConfig):
         _ = self.token_grid, self.projector_levels  # each refuses what does not fit
         if self.vr_layers:
             self._check_blocks()
+
+    def _check_llava_next(self) -> None:
+        """Refuse what LLaVA-NeXT offers and no projector here does."""
+        if self.projector_hidden_act != "gelu":
+            self._refuse("projector_hidden_act", "'gelu'")
+        if not self.multimodal_projector_bias:
+            self._refuse("multimodal_projector_bias", "True")
+        tile = self.vision_config.image_size
+        for canvas in self.image_grid_pinpoints or []:
+            if len(canvas) != 2 or any(side < tile or side % tile != 0 for side in canvas):
+                self._refuse("image_grid_pinpoints", f"pairs (height, width) of multiples of the tower's {tile} pixels")
 
     def _check_blocks(self) -> None:
         _ = self.vision_remember, self.saliency_level
@@ -196,10 +224,18 @@ class LlavaVRConfig(LlavaNextConfig):
     @classmethod
     def from_llava_next(cls, config: LlavaNextConfig | Mapping[str, Any], **changes: Any) -> LlavaVRConfig:
         """The configuration of a LLaVA-NeXT model, with the fields of this one added."""
-        values = dict(config) if isinstance(config, Mapping) else config.to_dict()
-        for name in ("model_type", "architectures", "transformers_version"):
-            values.pop(name, None)
-        return cls(**(values | changes))
+        return cls(**(_of_another_type(config if isinstance(config, Mapping) else config.to_dict()) | changes))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As every configuration of transformers; but fields among ``kwargs`` are checked together with the others, and
+        a dictionary of LLaVA-NeXT or LLaVA-OneVision gets the fields that it lacks."""
+        if config_dict.get("model_type") != cls.model_type:
+            config_dict = _of_another_type(config_dict)
+        own = {field.name for field in dataclasses.fields(cls)} - set(cls.sub_configs)
+        own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        fields = {name: kwargs.pop(name) for name in own & set(kwargs)}
+        return super().from_dict(config_dict | fields, **kwargs)
 
     def _level(self, name: str, level: int) -> int:
         """None negative."""
@@ -210,3 +246,8 @@ class LlavaVRConfig(LlavaNextConfig):
 
     def _refuse(self, name: str, allowed: str) -> None:
         raise ValueError(f"{NAME}: {name} is {getattr(self, name)!r}; it must be {allowed}")
+
+
+def _of_another_type(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of another LLaVA's configuration that mean something here."""
+    return {name: value for name, value in values.items() if name not in FOREIGN}

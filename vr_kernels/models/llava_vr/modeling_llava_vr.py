@@ -7,10 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaNextForConditionalGeneration, LlavaNextModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava_next.modeling_llava_next import LlavaNextPreTrainedModel
-from transformers.utils.generic import can_return_tuple
 
 from vr_kernels.compression.projectors import Projector
 from vr_kernels.integrations.encoder import capture_features
@@ -22,7 +19,10 @@ from vr_kernels.integrations.vision_remember import (
     prefill_context,
     prompt_of_labels,
 )
+from vr_kernels.models.llava_vr._transformers import LlavaNextPreTrainedModel, can_return_tuple
+from vr_kernels.models.llava_vr.checkpoints import ComposedOfParts
 from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
+from vr_kernels.models.llava_vr.refusals import CONFIGURED, check_encoding, check_generation
 from vr_kernels.models.llava_vr.slots import canvas_of_image, tokens_of_image
 from vr_kernels.nn import VisionRemember
 
@@ -33,13 +33,27 @@ class LlavaVRPreTrainedModel(LlavaNextPreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = ["VisionRemember"]
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, VisionRemember):  # called after its Linears: the last one starts at zero
-            with init.guard_torch_init_functions():
-                module.reset_parameters()
-        elif isinstance(module, LlavaVRModel):
-            init.normal_(module.image_newline, std=self.config.text_config.hidden_size**-0.5)
+    def initialize_weights(self) -> None:
+        """As of every model of transformers, which is also how it makes what a checkpoint lacks.
+
+        A decoder knows nothing of the blocks inside it: it would draw their Linears by its own rule, and nothing else
+        of them. Blocks, whose last Linear is zero, and projectors start as newly built ones do.
+        """
+        own = [module for module in self.modules() if isinstance(module, (VisionRemember, Projector))]
+        own = [module for module in own if not getattr(module, "_is_hf_initialized", False)]
+        super().initialize_weights()
+        for module in own:
+            state = dict([*module.named_parameters(), *module.named_buffers()])
+            missing = [name for name, tensor in state.items() if not getattr(tensor, "_is_hf_initialized", False)]
+            if missing:
+                new = VisionRemember(module.config) if isinstance(module, VisionRemember) else self.config.projector()
+                made = dict([*new.named_parameters(), *new.named_buffers()])
+                for name in missing:
+                    state[name].copy_(made[name])
+
+    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """As of every model of transformers, by default under today's names, whatever layout was loaded."""
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
 
 class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
@@ -55,9 +69,13 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.vocab_size = config.text_config.vocab_size
         self.language_model = AutoModel.from_config(config.text_config)
-        blocks = {number: VisionRemember(config.vision_remember) for number in config.vr_layers}
+        blocks = {number: self.new_block() for number in config.vr_layers}
         insert_blocks(self.language_model.layers, blocks, position=config.vr_position)
         self.post_init()
+
+    def new_block(self) -> VisionRemember:
+        """A block as the config wants it, which changes nothing yet."""
+        return VisionRemember(self.config.vision_remember)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def get_image_features(
@@ -75,13 +93,10 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
             carries the blocks' ``EncodedImages``.
 
         Raises:
-            ValueError: AnyRes without sizes; position embeddings to be interpolated, whose grids have no windows.
+            ValueError: AnyRes without sizes; position embeddings to be interpolated, whose grids have no windows; other
+                levels or rows than the config's.
         """
-        if kwargs.get("interpolate_pos_encoding"):
-            raise ValueError(
-                f"{type(self).__name__}: interpolate_pos_encoding is set; tiles must have the encoder's own size "
-                f"{self.config.vision_config.image_size}, for windows are counted in its grid"
-            )
+        check_encoding(type(self).__name__, self.config, kwargs)
         slots, tiles = self._slots(len(pixel_values), image_sizes)
         if pixel_values.dim() == 5:
             pixel_values = torch.cat([image[:count] for image, count in zip(pixel_values, tiles, strict=True)])
@@ -93,7 +108,7 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
             saliency_level=config.saliency_level,
         )
         with captured:
-            self.vision_tower(pixel_values, **kwargs)
+            self.vision_tower(pixel_values, **{k: v for k, v in kwargs.items() if k not in CONFIGURED})
         levels = dict(zip(captured.levels, captured.features, strict=True))  # (tiles of all images, H, W, D_v)
         tokens = self.multi_modal_projector([levels[level] for level in config.projector_levels]).tokens
         packed = [
@@ -115,7 +130,7 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
     def _slots(self, images: int, image_sizes: Tensor | None) -> tuple[list[Tensor], list[int]]:
         """What stands in each image's slots, and how many tiles each has."""
         config = self.config
-        pinpoints, tile_size = config.image_grid_pinpoints, config.vision_config.image_size
+        pinpoints, tile_size = config.image_grid_pinpoints or [], config.vision_config.image_size
         if pinpoints and image_sizes is None:
             raise ValueError(
                 f"{type(self).__name__}: image_sizes is None; with AnyRes it must hold each image's height and width"
@@ -147,6 +162,7 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         Args:
             prompt_mask: (B, T) bool, True at the prompt; the answer's tokens must not be pooled into the guide.
         """
+        check_encoding(type(self).__name__, self.config, kwargs)
         if pixel_values is not None and mm_encoder_outputs:
             raise ValueError(f"{type(self).__name__}: pixel_values and mm_encoder_outputs are given; give one of them")
         encoded = dict(mm_encoder_outputs or {})
@@ -168,6 +184,7 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 prompt_mask=prompt_mask,
+                cu_seq_lens_q=kwargs.get("cu_seq_lens_q"),
             )
             encoded |= {"image": plain}
         if touch_all and encoded.get("image") is None:
@@ -192,7 +209,7 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         return 0 * unused
 
 
-class LlavaVRForConditionalGeneration(LlavaVRPreTrainedModel, LlavaNextForConditionalGeneration):
+class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, LlavaNextForConditionalGeneration):
     """LLaVA-VR: images and text in, text out. Generates, trains, saves and loads as every model of transformers.
 
     >>> from transformers import CLIPVisionConfig, Qwen2Config
@@ -263,15 +280,21 @@ class LlavaVRForConditionalGeneration(LlavaVRPreTrainedModel, LlavaNextForCondit
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,  # by its name generate() knows that embeddings may be given
         is_first_iteration: bool | None = False,
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        images, cache = (mm_encoder_outputs or {}).get("image"), kwargs.get("past_key_values")
+        check_generation(
+            type(self).__name__, self.config, input_ids, images, cache, is_first_iteration=is_first_iteration
+        )
         if is_first_iteration:
             note_prompt(mm_encoder_outputs, input_ids, attention_mask)
         return super().prepare_inputs_for_generation(  # type: ignore[no-any-return]
             input_ids,
             attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,

@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import LlavaNextProcessor
-from transformers.processing_utils import MultiModalData
 
+from vr_kernels.models.llava_vr._transformers import (
+    CLIPImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    MultiModalData,
+    SiglipImageProcessorPil,
+)
 from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
 from vr_kernels.models.llava_vr.slots import tokens_of_image
 
@@ -88,10 +93,6 @@ def _tile_size(image_processor: Any) -> int:
 
 def _image_processor(config: LlavaVRConfig) -> Any:
     """Without torchvision, which is no dependency; the normalisation is that of the tower's kind."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
     side = config.vision_config.image_size
     clip = config.saliency == "cls" or config.vision_config.model_type.split("_")[0] == "clip"
     own = CLIPImageProcessorPil if clip else SiglipImageProcessorPil

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers.image_processing_utils import select_best_resolution
 
 from vr_kernels.compression.anyres_grid import anyres_cells
+from vr_kernels.models.llava_vr._transformers import select_best_resolution
 
 
 def canvas_of_image(

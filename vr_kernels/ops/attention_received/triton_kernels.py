@@ -54,7 +54,21 @@ def _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL: tl.c
 @triton.jit
 def _weights(b_scores, b_lse):
     """exp(scores - lse), 0 where a column is not seen, whatever the lse."""
-    return tl.where(b_scores == -float("inf"), 0.0, tl.exp(b_scores - b_lse[:, None]))
+    return _where_seen(b_scores, tl.exp(b_scores - b_lse[:, None]))
+
+
+@triton.jit
+def _where_seen(b_scores, b_tile):
+    """A tile's numbers, 0 where a column is not seen: a weight of 0 would not silence a neighbour's NaN."""
+    return tl.where(b_scores == -float("inf"), 0.0, b_tile)
+
+
+@triton.jit
+def _finite(b_rows):
+    """Rows as the other operand of gradients of scores, which are 0 where a row is not seen, 0 for what is no number:
+    a row that is seen has made those gradients NaN already, and they need no second NaN from here."""
+    b_magnitude = tl.abs(b_rows.to(tl.float32))
+    return tl.where(b_magnitude < float("inf"), b_rows, tl.zeros_like(b_rows))
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -158,7 +172,7 @@ def received_rows_gradient(
         b_key = load_heads(key, i_batch, i_column, i_head // GROUPS, i_column < tokens, WIDTH, BLOCK_D)
         b_grad = tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
         b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
-        b_total += tl.sum(_weights(b_scores, b_lse) * b_grad[None, :], 1)
+        b_total += tl.sum(_where_seen(b_scores, _weights(b_scores, b_lse) * b_grad[None, :]), 1)
     tl.store(p_total + o_sums + i_row, b_total, mask=i_row < tokens)
     if NEEDS_QUERY:
         if GIVEN_LSE:
@@ -169,8 +183,8 @@ def received_rows_gradient(
             b_key = load_heads(key, i_batch, i_column, i_head // GROUPS, i_column < tokens, WIDTH, BLOCK_D)
             b_grad = tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
             b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
-            b_d_scores = _weights(b_scores, b_lse) * (b_grad[None, :] - b_total[:, None])
-            b_d_query = tl.dot(b_d_scores.to(OPERAND), b_key.to(OPERAND), b_d_query, input_precision="ieee")
+            b_d_scores = _where_seen(b_scores, _weights(b_scores, b_lse) * (b_grad[None, :] - b_total[:, None]))
+            b_d_query = tl.dot(b_d_scores.to(OPERAND), _finite(b_key.to(OPERAND)), b_d_query, input_precision="ieee")
         store_heads(d_query, b_d_query * scale, i_batch, i_row, i_head, i_row < tokens, WIDTH, BLOCK_D)
 
 
@@ -218,5 +232,6 @@ def received_key_gradient(
             else:
                 b_total = tl.load(p_total + o_sums + i_row, mask=i_row < tokens, other=0.0)
                 b_d_scores *= b_grad[None, :] - b_total[:, None]
-            b_d_key = tl.dot(tl.trans(b_d_scores.to(OPERAND)), b_query.to(OPERAND), b_d_key, input_precision="ieee")
+            b_d_scores = tl.trans(_where_seen(b_scores, b_d_scores).to(OPERAND))
+            b_d_key = tl.dot(b_d_scores, _finite(b_query.to(OPERAND)), b_d_key, input_precision="ieee")
     store_heads(d_key, b_d_key * scale, i_batch, i_column, i_kv, i_column < tokens, WIDTH, BLOCK_D)

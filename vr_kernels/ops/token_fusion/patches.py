@@ -49,6 +49,12 @@ class PatchRequest(Request):
     patches: Patches
     channels: int  # C, of all levels
     out_channels: int
+    recorded: bool = False  # whether a gradient is to come
+
+    @property
+    def multiplications(self) -> int:
+        """Of the product of the patch matrix with the weight."""
+        return self.patches.count * self.patches.area * self.channels * self.out_channels
 
 
 def typical_request(device: str, dtype: torch.dtype) -> PatchRequest:

@@ -28,7 +28,7 @@ class AttentionImportanceBench(_TokenBench):
     title = "attention importance"
     shapes = ROWS
     default = ("cls", "cls40", "raters")
-    baselines = ("rows", "compiled", "products", "maps")
+    baselines = ("rows", "compiled", "products", "maps", "triton")
     yardstick = "rows"
 
     def exact(self, case: TokenCase, x: Inputs) -> tuple[Tensor, ...]:
@@ -51,7 +51,9 @@ class AttentionImportanceBench(_TokenBench):
         return float((keys + case.images * case.tokens) * case.torch_dtype.itemsize)
 
     def lacking(self, name: str, case: TokenCase) -> str | None:
-        return "it takes one row" if name == "products" and case.rows != 1 else None
+        if name == "products" and case.rows != 1:
+            return "it takes one row"
+        return _needs_cuda(name, case)
 
 
 class AttentionReceivedBench(_TokenBench):
@@ -59,7 +61,7 @@ class AttentionReceivedBench(_TokenBench):
     title = "attention received"
     shapes = COLUMNS
     default = ("siglip", "grid32", "grid64")
-    baselines = ("maps", "compiled", "blocked", "flex")
+    baselines = ("maps", "compiled", "blocked", "flex", "triton", "given_lse", "sdpa")
     yardstick = "maps"
 
     def exact(self, case: TokenCase, x: Inputs) -> tuple[Tensor, ...]:
@@ -85,7 +87,13 @@ class AttentionReceivedBench(_TokenBench):
     def lacking(self, name: str, case: TokenCase) -> str | None:
         if name == "flex" and case.backward:
             return "its log-sum-exp is compared forward alone"
-        return None
+        if name in ("given_lse", "sdpa") and case.backward:
+            return "it is shown forward alone"
+        return _needs_cuda(name, case)
+
+
+def _needs_cuda(name: str, case: TokenCase) -> str | None:
+    return "Triton kernels run on CUDA" if name == "triton" and case.device != "cuda" else None
 
 
 def _in_float64(x: Inputs) -> Inputs:

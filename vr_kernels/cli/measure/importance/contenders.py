@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import vr_kernels
 from vr_kernels.cli.measure.bench import Contender, results
@@ -54,6 +55,27 @@ def received(x: Inputs, backend: str | None) -> Tensor:
     return vr_kernels.attention_received(x.query, x.key, backend=backend)
 
 
+def given_lse() -> Forward:
+    """Ours where the attention before has left its log-sum-exp, which is made before anything is timed."""
+    made: dict[int, Tensor] = {}
+
+    def forward(x: Inputs) -> Tensor:
+        if id(x) not in made:
+            query, key = x.query.transpose(1, 2), x.key.transpose(1, 2)
+            made[id(x)] = (query.float() @ key.float().mT * x.scale).logsumexp(-1).transpose(1, 2)  # (B, N, h)
+        return vr_kernels.attention_received(x.query, x.key, lse=made[id(x)])
+
+    return forward
+
+
+def attend(x: Inputs) -> tuple[Tensor, ...]:
+    """Self-attention itself, whose output is no column mean."""
+    query, key = x.query.transpose(1, 2), x.key.transpose(1, 2)
+    with torch.no_grad():
+        functional.scaled_dot_product_attention(query, key, key)
+    return ()
+
+
 def _compiled(forward: Forward) -> Forward:
     torch.compiler.reset()  # forget the shapes before, or the next one is compiled for any size
     return torch.compile(forward, dynamic=False)
@@ -72,17 +94,22 @@ ROW_FORMS: dict[str, tuple[str, Callable[[], Forward]]] = {
     "compiled": ("the same under torch.compile", lambda: _compiled(rows)),
     "products": ("product and sum in place of the einsum", lambda: products),
     "maps": ("eager attention maps of all rows", lambda: maps),
+    "triton": ("Triton kernels", lambda: partial(importance, backend="triton")),
 }
 COLUMN_FORMS: dict[str, tuple[str, Callable[[], Forward]]] = {
     "ours": ("what vr_kernels chooses", lambda: partial(received, backend=None)),
     "maps": ("eager attention maps", lambda: maps),
     "compiled": ("the same under torch.compile", lambda: _compiled(maps)),
     "blocked": ("plain PyTorch, a block of rows at a time", lambda: partial(received, backend="blocked")),
+    "triton": ("Triton kernels", lambda: partial(received, backend="triton")),
+    "given_lse": ("ours, given the log-sum-exp of the rows", given_lse),
     "flex": ("FlexAttention twice, the second time with query and key exchanged", _compiled_flex),
 }
 
 
 def make_contender(forms: dict[str, tuple[str, Callable[[], Forward]]], name: str) -> Contender[Inputs]:
     """A contender by name; what cannot run here shows when it is first called."""
+    if name == "sdpa":
+        return Contender(name, "SDPA's forward, to compare with: it makes no column means", attend, rival=False)
     what, form = forms[name]
-    return Contender(name, what, partial(results, form()))
+    return Contender(name, what, partial(results, form()), rival=name != "given_lse")

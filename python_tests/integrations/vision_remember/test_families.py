@@ -1,0 +1,142 @@
+"""Each family of models with blocks: the same model before training, and one function however it is run after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from python_tests.integrations.vision_remember import _families as tiny
+
+SAMPLES = [[0], [1, 2], []]  # images of each sample; left padding makes up for their lengths
+
+each_family = pytest.mark.parametrize("kind", tiny.KINDS)
+
+
+@each_family
+def test_untrained_blocks_change_no_bit(kind: str) -> None:
+    base, patched = tiny.model(kind), tiny.patched(kind, random=False)
+    inputs = tiny.batch(base, kind, SAMPLES)
+    assert torch.equal(patched(**inputs).logits, base(**inputs).logits)
+    assert torch.equal(tiny.generate(patched, inputs), tiny.generate(base, inputs))
+
+
+@each_family
+def test_trained_blocks_change_what_has_an_image_and_nothing_else(kind: str) -> None:
+    base, patched = tiny.model(kind), tiny.patched(kind)
+    inputs = tiny.batch(base, kind, SAMPLES)
+    moved = (patched(**inputs).logits - base(**inputs).logits).abs().amax((1, 2))
+    assert (moved[:2] > 0.1).all()
+    assert moved[2] == 0
+
+
+@each_family
+def test_generation_is_one_function_with_and_without_a_cache(kind: str) -> None:
+    model = tiny.patched(kind)
+    inputs = tiny.batch(model, kind, SAMPLES)
+    expected = tiny.generate(model, inputs)
+    assert torch.equal(tiny.generate(model, inputs, use_cache=False), expected)
+    assert torch.equal(tiny.generate(model, inputs, cache_implementation="static"), expected)
+
+
+@each_family
+def test_a_sample_of_a_padded_batch_is_the_sample_alone(kind: str) -> None:
+    model = tiny.patched(kind)
+    inputs = tiny.batch(model, kind, SAMPLES)
+    beams: dict[str, Any] = {"num_beams": 2, "num_return_sequences": 2}
+    greedy, searched = tiny.generate(model, inputs), tiny.generate(model, inputs, **beams)
+    for i, numbers in enumerate(SAMPLES):
+        alone = tiny.batch(model, kind, [numbers], seeds=[i])
+        assert torch.equal(tiny.generate(model, alone), greedy[i : i + 1])
+        assert torch.equal(tiny.generate(model, alone, **beams), searched[2 * i : 2 * i + 2])
+
+
+@each_family
+def test_blocks_run_once_each_in_the_prefill_and_never_in_decoding(kind: str) -> None:
+    model, calls = tiny.patched(kind), []
+    for block in tiny.blocks(model):
+        block.register_forward_hook(lambda *args: calls.append(1))
+    tiny.generate(model, tiny.batch(model, kind, [[0, 1]]))
+    assert len(calls) == len(tiny.LAYERS)
+    calls.clear()
+    tiny.generate(model, tiny.batch(model, kind, [[]]))
+    assert not calls
+
+
+@each_family
+def test_answers_do_not_leak_into_what_stands_before_them(kind: str) -> None:
+    model = tiny.patched(kind)
+    inputs = tiny.batch(model, kind, [[0]], text=6)
+    labels = inputs["input_ids"].clone()
+    labels[:, :-3] = -100
+    other = inputs | {"input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][0, -1] = 8 + (inputs["input_ids"][0, -1] - 8 + 1) % 32
+    answered, changed = (model(**given, labels=labels).logits[:, :-1] for given in (inputs, other))
+    assert torch.equal(answered, changed)
+    leaking, leaked = (model(**given).logits[:, :-1] for given in (inputs, other))
+    assert (leaking - leaked).abs().max() > 1e-4  # what labels, or prompt_mask, prevent
+
+
+@each_family
+def test_checkpointing_changes_no_gradient(kind: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny.patched(kind).train()
+        if checkpointing:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        inputs = tiny.batch(model, kind, SAMPLES)
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert all(f"layers.{number - 1}.vision_remember" in " ".join(gradients[0]) for number in tiny.LAYERS)
+
+
+@each_family
+def test_hidden_states_that_are_asked_for_have_passed_the_blocks(kind: str) -> None:
+    model, refreshed = tiny.patched(kind), []
+    for block in tiny.blocks(model):
+        block.register_forward_hook(lambda block, args, output: refreshed.append(output))
+    states = model(**tiny.batch(model, kind, [[0]]), output_hidden_states=True).hidden_states
+    for number, output in zip(tiny.LAYERS, refreshed, strict=True):
+        assert torch.equal(states[number], output)
+
+
+@each_family
+def test_training_on_text_alone_touches_every_block(kind: str) -> None:
+    model = tiny.patched(kind).train()
+    inputs = tiny.batch(model, kind, [[], []])
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    for block in tiny.blocks(model):
+        assert all(p.grad is not None and not p.grad.any() for p in block.parameters())
+
+
+@each_family
+def test_blocks_train_through_frozen_models(kind: str) -> None:
+    model = tiny.patched(kind, random=False).train().requires_grad_(False)
+    inputs = tiny.batch(model, kind, [[0]])
+    for block in tiny.blocks(model):
+        block.requires_grad_(True)
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    block = tiny.blocks(model)[0]
+    assert block.cross_attention is not None
+    assert block.cross_attention.contraction.weight.grad.any()  # type: ignore[union-attr]
+
+
+@each_family
+def test_half_precision_runs_in_it(kind: str) -> None:
+    model = tiny.model(kind).to(torch.bfloat16)
+    tiny.apply_vision_remember(model, layers=(1,), levels=(1, 2), num_heads=4)
+    inputs = tiny.batch(model, kind, SAMPLES)
+    assert all(p.dtype == torch.bfloat16 for block in tiny.blocks(model) for p in block.parameters())
+    assert model(**inputs).logits.isfinite().all()
+
+
+@each_family
+def test_a_prefill_in_parts_is_refused(kind: str) -> None:
+    model = tiny.patched(kind)
+    inputs = tiny.batch(model, kind, [[0]])
+    for size in (4, 1000):
+        with pytest.raises(ValueError, match=r"vision_remember: .*(prefill_chunk_size|in one prefill)"):
+            tiny.generate(model, inputs, prefill_chunk_size=size)

@@ -1,0 +1,166 @@
+"""What cannot be served rightly is refused, in one sentence that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from python_tests.models import _llava_vr as tiny
+from vr_kernels.models.llava_vr import LlavaVRConfig, LlavaVRProcessor
+
+
+def one_image(model: Any) -> dict[str, Tensor]:
+    return tiny.inputs(tiny.processor(model.config), ["w1 <image> w2"], [tiny.image()])
+
+
+@pytest.mark.parametrize("chunk", [8, 64], ids=["several parts", "one part"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_prefill_in_parts(chunk: int, guided: bool) -> None:
+    model = tiny.model(vr_text_guided=guided)
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        model.generate(**one_image(model), max_new_tokens=2, prefill_chunk_size=chunk)
+
+
+def test_a_prefill_in_parts_of_text_alone_is_none_of_these() -> None:
+    model = tiny.model()
+    inputs = tiny.inputs(tiny.processor(model.config), ["w1 w2 w3 w4 w5"], [])
+    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [tiny.IMAGE]}
+    assert torch.equal(model.generate(**inputs, **options, prefill_chunk_size=2), model.generate(**inputs, **options))
+
+
+def test_images_behind_a_cache() -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    cache = model(input_ids=torch.tensor([[5, 6]]), use_cache=True).past_key_values
+    inputs["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (2, 0), value=1)
+    with pytest.raises(ValueError, match="images come with a cache of 2 tokens; give prompt and images in one prefill"):
+        model(**inputs, past_key_values=cache)
+
+
+@pytest.mark.parametrize("packing", ["position_ids", "cu_seq_lens_q"])
+def test_several_samples_packed_into_one_row(packing: str) -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    length = inputs["input_ids"].shape[1]
+    if packing == "position_ids":
+        inputs[packing] = torch.cat([torch.arange(length - 2), torch.arange(2)])[None]
+    else:
+        inputs[packing] = torch.tensor([0, length - 2, length], dtype=torch.int32)
+    with pytest.raises(ValueError, match="several samples are packed into one sequence; give one sample a row"):
+        model(**inputs)
+
+
+def test_positions_that_fall_in_the_padding_are_no_packing() -> None:
+    model = tiny.model()
+    inputs = tiny.inputs(tiny.processor(model.config), ["w1 <image> w2", "w3 w4"], [tiny.image()])
+    mask = inputs["attention_mask"]
+    positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1)
+    with torch.no_grad():
+        assert model(**inputs, position_ids=positions).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("call", ["forward", "get_image_features"])
+def test_position_embeddings_of_another_size(call: str) -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    if call == "get_image_features":
+        inputs = {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+    with pytest.raises(ValueError, match="interpolate_pos_encoding is set; tiles must have the encoder's own size 24"):
+        getattr(model, call)(**inputs, interpolate_pos_encoding=True)
+
+
+@pytest.mark.parametrize("call", ["forward", "get_image_features"])
+def test_other_levels_than_the_projector_was_built_for(call: str) -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    if call == "get_image_features":
+        inputs = {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+    with pytest.raises(ValueError, match="vision_feature_layer is -3 and the config's -2; set it in the config"):
+        getattr(model, call)(**inputs, vision_feature_layer=-3)
+
+
+@pytest.mark.parametrize("missing", [1, -1])
+def test_another_number_of_placeholders_than_the_images_have(missing: int) -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    ids = inputs["input_ids"]
+    slots = int((ids == tiny.IMAGE).sum())
+    ids[0, -1 if missing < 0 else 1] = tiny.IMAGE if missing < 0 else 5  # one more, or one less
+    with pytest.raises(ValueError, match=f"the prompt has {slots - missing} image tokens and its images have {slots} "):
+        model(**inputs)
+
+
+def test_an_image_spread_over_two_samples() -> None:
+    model = tiny.model()
+    texts, images = ["w1 <image> w2", "w3 <image> w4"], [tiny.image(seed=0), tiny.image(seed=1)]
+    inputs = tiny.inputs(tiny.processor(model.config), texts, images)
+    inputs["input_ids"][0, 1], inputs["input_ids"][1, -1] = 5, tiny.IMAGE
+    with pytest.raises(ValueError, match="the slots of image 0 reach from sample 0 to 1; give each sample"):
+        model(**inputs)
+
+
+def test_anyres_without_sizes() -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    del inputs["image_sizes"]
+    with pytest.raises(ValueError, match="image_sizes is None; with AnyRes it must hold each image's height and width"):
+        model(**inputs)
+
+
+def test_pixels_beside_encoded_images() -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    encoded = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
+    with pytest.raises(ValueError, match="pixel_values and mm_encoder_outputs are given; give one of them"):
+        model(**inputs, mm_encoder_outputs={"image": encoded})
+
+
+def test_a_mask_that_does_not_say_what_padding_is() -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    length = inputs["input_ids"].shape[1]
+    inputs["attention_mask"] = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    with pytest.raises(ValueError, match="padding cannot be told from text; give prompt_mask"):
+        model(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"projector_type": "nothing"}, "projector_type is 'nothing'; it must be one of 'mlp', 'pool'"),
+        ({"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu'; it must be 'gelu'"),
+        ({"multimodal_projector_bias": False}, "multimodal_projector_bias is False; it must be True"),
+        ({"image_grid_pinpoints": [[336, 672]]}, None),  # a multiple of 24
+        ({"image_grid_pinpoints": [[24, 50]]}, r"it must be pairs \(height, width\) of multiples of the tower's 24 p"),
+        ({"image_grid_pinpoints": [[0, 24]]}, "image_grid_pinpoints"),
+        ({"vr_position": "inside"}, "vr_position is 'inside'; it must be 'after' or 'before'"),
+        ({"vr_layers": [6]}, "layers has 6; it must be 1 to 5"),
+        ({"vr_layers": [0]}, "layers has 0; it must be 1 to 5"),
+        ({"vr_layers": [2, 2]}, "names a layer twice"),
+        ({"vr_levels": [5]}, "vr_levels has 5; an encoder of 4 blocks has hidden_states 0 to 4"),
+        ({"vision_feature_layer": -6}, "vision_feature_layer has -6"),
+        ({"vr_saliency": "value", "vr_saliency_level": 7}, "vr_saliency_level has 7"),
+        ({"vr_interaction": "none"}, "interaction is 'none'; it must be 'local' or 'global' or 'deformable'"),
+        ({"vr_options": {"nonsense": 1}}, "nonsense"),
+        ({"projector_type": "concat", "vr_window": [4, 4]}, "multiples of the window"),
+    ],
+)
+def test_configurations_that_do_not_fit(changes: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        tiny.config(**changes)
+        return
+    with pytest.raises(ValueError, match=message):
+        tiny.config(**changes)
+
+
+def test_an_unknown_preset() -> None:
+    with pytest.raises(ValueError, match="preset is 'v3'; it must be 'v1' or 'v2'"):
+        LlavaVRConfig.preset("v3")
+
+
+def test_a_processor_without_a_grid() -> None:
+    with pytest.raises(ValueError, match=r"token_grid is None; it must be the config's token_grid \[n_h, n_w\]"):
+        LlavaVRProcessor(tiny.processor(tiny.config()).image_processor, tiny.tokenizer())

@@ -1,0 +1,139 @@
+"""What is supervised: what the assistant says and the end of its turn, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from python_tests.models.training import _tiny
+from vr_kernels.models.training import TEMPLATES, ChatEncoder, to_messages
+
+TURNS = ["<image>\nWhat is it?", "A cat.", "Sure? <|im_end|> too?", "Très sûr."]
+TAGGED = _tiny.CHATML.replace(
+    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}",
+    "{{'<|im_start|>' + message['role'] + '\\n'}}{% if message['role'] == 'assistant' %}{% generation %}"
+    "{{message['content'] + '<|im_end|>'}}{% endgeneration %}{% else %}{{message['content'] + '<|im_end|>'}}{% endif %}"
+    "{{'\\n'}}",
+)
+
+
+def conversation(turns: list[str], images: int = 1) -> tuple[list[Any], list[Any]]:
+    said = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(turns)]
+    messages, names = to_messages({"image": ["a.png"] * images, "conversations": said})
+    return messages, [Image.new("RGB", (40, 30)) for _ in names]
+
+
+def texts(encoder: ChatEncoder, sample: dict[str, Any]) -> tuple[str, list[str]]:
+    """The whole, with one placeholder an image, and each supervised run."""
+    ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
+    assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
+    decode = encoder.tokenizer.decode
+    runs: list[list[int]] = [[]]
+    for label in labels:
+        if label != -100:
+            runs[-1].append(label)
+        elif runs[-1]:
+            runs.append([])
+    whole = [token for place, token in enumerate(ids) if token != 1 or place == 0 or ids[place - 1] != 1]
+    return decode(whole), [decode(run) for run in runs if run]
+
+
+@pytest.mark.parametrize("chat_template", [_tiny.CHATML, TAGGED], ids=["without tags", "with tags"])
+def test_only_the_answers_of_a_conversation_are_supervised(chat_template: str) -> None:
+    encoder = ChatEncoder(_tiny.processor(chat_template))
+    whole, supervised = texts(encoder, encoder(*conversation(TURNS)))
+    assert supervised == ["A cat.<|im_end|>", "Très sûr.<|im_end|>"]
+    assert whole == (
+        "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
+        "<|im_start|>user\nSure? <|im_end|> too?<|im_end|>\n<|im_start|>assistant\nTrès sûr.<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "supervised"),
+    [
+        (
+            "chatml",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nWhat is it?"
+            "<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n",
+            "A cat.<|im_end|>",
+        ),
+        (
+            "vicuna",
+            "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+            "detailed, and polite answers to the human's questions. USER: <image>\nWhat is it? ASSISTANT: "
+            "A cat.<|im_end|>",
+            " A cat.<|im_end|>",
+        ),
+        ("plain", "<image>A cat.<|im_end|>", "A cat.<|im_end|>"),
+    ],
+)
+def test_our_own_templates_write_what_llava_writes(name: str, whole: str, supervised: str) -> None:
+    encoder = ChatEncoder(_tiny.processor(None), template=TEMPLATES[name])
+    assert texts(encoder, encoder(*conversation(TURNS[:2]))) == (whole, [supervised])
+
+
+def test_the_prompt_of_generation_is_what_stood_before_the_answer() -> None:
+    for template in TEMPLATES.values():
+        encoder = ChatEncoder(_tiny.processor(None), template=template)
+        messages, images = conversation(TURNS[:2])
+        sample = encoder(messages, images)
+        prompt = encoder.tokenizer.apply_chat_template(
+            messages[:1], chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        asked = encoder.processor(text=[prompt], images=images, add_special_tokens=False)["input_ids"][0]
+        first = int((sample["labels"] != -100).nonzero()[0])
+        assert sample["input_ids"][:first].tolist() == list(asked)
+
+
+def test_images_have_as_many_tokens_as_the_processor_counts() -> None:
+    encoder = ChatEncoder(_tiny.processor())
+    messages, images = conversation(["<image>\nand <image>?", "No."], images=2)
+    sample = encoder(messages, images)
+    assert int((sample["input_ids"] == 1).sum()) == 2 * encoder.processor.count_image_tokens(30, 40)
+    assert len(sample["pixel_values"]) == len(sample["image_sizes"]) == 2
+
+
+def test_text_alone_has_no_pixels() -> None:
+    encoder = ChatEncoder(_tiny.processor())
+    assert set(encoder(*conversation(["Hello?", "Hello."], images=0))) == {"input_ids", "labels"}
+
+
+def test_without_tiles_an_image_has_no_size() -> None:
+    encoder = ChatEncoder(_tiny.processor(image_grid_pinpoints=[]))
+    sample = encoder(*conversation(TURNS[:2]))
+    assert sample["pixel_values"].shape == (1, 3, 24, 24)
+    assert int((sample["input_ids"] == 1).sum()) == 4
+
+
+def test_what_follows_max_length_is_cut_off() -> None:
+    whole = ChatEncoder(_tiny.processor())(*conversation(TURNS))
+    length = len(whole["input_ids"]) - 30
+    cut = ChatEncoder(_tiny.processor(), max_length=length)(*conversation(TURNS))
+    assert cut["input_ids"].tolist() == whole["input_ids"][:length].tolist()
+    assert cut["labels"].tolist() == whole["labels"][:length].tolist()
+
+
+@pytest.mark.parametrize(
+    ("max_length", "problem"),
+    [(20, "max_length 20 cuts an image off"), (50, "none of its first 50 tokens")],
+)
+def test_a_length_that_leaves_nothing_to_learn_is_refused(max_length: int, problem: str) -> None:
+    encoder = ChatEncoder(_tiny.processor(), max_length=max_length)
+    with pytest.raises(ValueError, match=problem):
+        encoder(*conversation(TURNS[:2]))
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    kept = "(message['content'] if loop.last or message['role'] == 'user' else '...')"
+    encoder = ChatEncoder(_tiny.processor(_tiny.CHATML.replace("message['content']", kept)))
+    encoder(*conversation(["Hello?", "Hello."], images=0))
+    with pytest.raises(ValueError, match="writes turn 1 differently once others follow it"):
+        encoder(*conversation(["Hello?", "Hello.", "And?", "Bye."], images=0))
+
+
+def test_a_model_without_a_template_needs_one_by_name() -> None:
+    with pytest.raises(ValueError, match="neither processor nor tokenizer has a chat template"):
+        ChatEncoder(_tiny.processor(None))

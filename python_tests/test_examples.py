@@ -1,0 +1,29 @@
+"""The examples run offline, and print what they promise."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+PROMISES = {
+    "drop_in_local_cross_attention": ["largest difference of gradients: "],
+    "patch_qwen2_5_vl": ["untrained blocks change nothing: True", "step 1: loss ", "loaded, answers alike: True"],
+    "stf": ["tokens (2, 16, 96)", "gradients for 10 of 10 parameters"],
+    "visionzip_llava_next": ["with VisionZip:            72 ", "without it again:          114 "],
+}
+
+
+def test_every_example_is_tested() -> None:
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == sorted(PROMISES)
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_an_example_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    for promise in PROMISES[name]:
+        assert promise in printed

@@ -1,0 +1,279 @@
+"""``apply_pruning``: a Hugging Face model whose decoder goes on with fewer vision tokens from layer to layer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vr_kernels.integrations._decoder import Decoder, named_arguments
+from vr_kernels.integrations.pruning_pass import MEMORY, Continuation, Memory, Prefill
+from vr_kernels.integrations.pruning_rules import FastV, PyramidDrop, RandomRows, Rule, SparseVLM
+from vr_kernels.integrations.visionzip_models import replace_encoders, restore_encoders
+from vr_kernels.integrations.vispruner import VisPrunerBudget
+
+__all__ = ["apply_pruning", "remove_pruning"]
+
+M = TypeVar("M", bound=nn.Module)
+
+STATE = "_vr_kernels_pruning"  # the attribute of a decoder
+MASK, PASS = "vision_mask", "_vr_kernels_pruning_pass"  # arguments that go down from module to module
+
+RULES: Mapping[str, Callable[..., Rule]] = {
+    "fastv": FastV,
+    "pyramiddrop": PyramidDrop,
+    "sparsevlm": SparseVLM,
+    "random": RandomRows,
+}
+
+
+def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) -> M:
+    """Let a Hugging Face decoder drop vision tokens while it reads a prompt, or see fewer from the start.
+
+    Works in place, on Qwen2 and Llama decoders of transformers and on LLaVA, LLaVA-NeXT and LLaVA-OneVision around
+    them, also inside a PEFT model. The decoder keeps the attention it was loaded with: scores are made of the queries
+    and keys of the few rows that a method asks, for no layer a map. ``generate()`` works as before, greedy and with
+    beams. The layers above a stage hold the tokens that are left, and nothing else. Each sample of a batch keeps tokens
+    of its own; a sample without vision tokens is left alone.
+
+    The output has a row for each token of the prompt, zero where it was dropped; ``hidden_states`` of the layers above
+    a stage have the rows that are left, each sample's moved to the right end. A prompt's last token always stays.
+    Without a cache every step is a prompt of its own, and so ranks anew, by its own last token.
+
+    Methods and their options, with the defaults of the papers:
+        "fastv": layer=2, keep_ratio=0.5. The first ``layer`` layers see all; by the last one's attention from the last
+            token int(n * keep_ratio) of a sample's n vision tokens go on. Positions are kept. (arXiv 2403.06764)
+        "pyramiddrop": layers=(8, 16, 24), keep_ratios=(0.5, 0.25, 0.125). After ``layers[i]`` layers
+            int(n * keep_ratios[i]) are left, by the next layer's attention from the last token. Positions are
+            compacted. (arXiv 2410.17247)
+        "sparsevlm": layers=(2, 6, 15), keep_counts=(300, 200, 110), recycled_share=0.3. Behind the layers of these
+            numbers, from 0, that many are left, by that layer's attention from the relevant text tokens; a share of the
+            dropped is merged into a tenth as many tokens, behind them. Positions are compacted. (arXiv 2410.04417)
+        "vispruner": count=64, important_ratio=0.5. The encoder hands on that many of an image's or tile's patches, in
+            raster order: a share by the CLS row's attention, the others by being unlike the rest. Prompts hold
+            ``count`` placeholders for each; an AnyRes image's tiles come as ``apply_visionzip`` orders them. For
+            LLaVA, LLaVA-NeXT and Video-LLaVA around a CLIP or SigLIP tower and any decoder. (arXiv 2412.01818)
+        "random": layer=2, keep_ratio=0.5, seed=0. FastV's place, and chance: the baseline for all of them.
+
+    Args:
+        model: the model, or one that holds it, for inference. Applied again, the new method replaces the old one.
+        method: its name.
+        processor: the model's, whose placeholders must become as many as VisPruner's tokens; None for other methods,
+            and where the caller's own prompts hold as many.
+        options: its own, by name.
+
+    Returns:
+        The model itself. A decoder by itself takes ``vision_mask`` (B, N) bool, True at vision tokens, beside
+        ``input_ids``, in calls and in ``generate()``; a model that sees finds its own.
+
+    Raises:
+        ValueError: an unknown method, another type of model, layers that the decoder does not have, options that no
+            image can meet; when called, a prompt that does not come in one piece, a mask that does not fit, or a cache
+            of fixed length (``cache_implementation="static"``).
+        TypeError: an option that the method does not have, or of another type than it may be; a processor for a method
+            that drops tokens inside the decoder, or another model's.
+        RuntimeError: when called, a model in training mode: the last token would be the answer's.
+
+    >>> from transformers import Qwen2Config, Qwen2ForCausalLM
+    >>> config = Qwen2Config(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+    ...                      num_attention_heads=4, num_key_value_heads=2)
+    >>> model = apply_pruning(Qwen2ForCausalLM(config).eval(), "fastv", layer=2, keep_ratio=0.25)
+    >>> prompt = torch.randint(99, (1, 20))
+    >>> vision_mask = torch.zeros(1, 20, dtype=torch.bool)
+    >>> vision_mask[:, 2:14] = True
+    >>> cache = model(prompt, vision_mask=vision_mask).past_key_values
+    >>> [cache.get_seq_length(layer) for layer in range(4)]  # 8 text tokens, and 12 or 3 vision tokens
+    [20, 20, 11, 11]
+    """
+    if method == VisPrunerBudget.name:
+        budget = VisPrunerBudget(**_options(method, VisPrunerBudget, options))
+        remove_pruning(model, processor)
+        inner = replace_encoders("apply_pruning", model, processor, budget)
+        setattr(inner, STATE, EncoderPruning(inner))
+        return model
+    if method not in RULES:
+        known = (*RULES, VisPrunerBudget.name)
+        raise ValueError(f"apply_pruning: method is {method!r}; it must be one of {', '.join(known)}")
+    if processor is not None:
+        raise TypeError(f"apply_pruning: {method} takes no processor, as prompts keep all their placeholders")
+    decoder = Decoder("apply_pruning", model)
+    rule = RULES[method](**_options(method, RULES[method], options))
+    last = max(stage.dropped for stage in rule.stages)
+    if last >= len(decoder.layers):
+        raise ValueError(
+            f"apply_pruning: {method} drops tokens in front of layer {last}, counted from 0; the decoder has "
+            f"{len(decoder.layers)} layers"
+        )
+    remove_pruning(model)
+    setattr(decoder.module, STATE, Pruning(decoder, rule, model))
+    return model
+
+
+def remove_pruning(model: M, processor: Any = None) -> M:
+    """Undo ``apply_pruning``: the model computes what it did before, bit for bit. Others stay as they are.
+
+    Args:
+        model: the model that it was applied to.
+        processor: the one that ``apply_pruning`` was given, if any.
+
+    >>> from transformers import Qwen2Config, Qwen2ForCausalLM
+    >>> config = Qwen2Config(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+    ...                      num_attention_heads=4, num_key_value_heads=2)
+    >>> model = Qwen2ForCausalLM(config)
+    >>> remove_pruning(apply_pruning(model, "random")) is model
+    True
+    """
+    for module in model.modules():
+        pruning = vars(module).get(STATE)
+        if pruning is not None:
+            pruning.remove(processor)
+            delattr(module, STATE)
+    return model
+
+
+def _options(method: str, rule: Callable[..., object], options: dict[str, Any]) -> dict[str, Any]:
+    known = list(inspect.signature(rule).parameters)
+    for name in options:
+        if name not in known:
+            raise TypeError(f"apply_pruning: {method} has no option {name!r}; it has {', '.join(known)}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+class EncoderPruning:
+    """What is left behind by a method that acts in front of the decoder: enough to undo it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        self._inner = inner
+
+    def remove(self, processor: Any) -> None:
+        restore_encoders("remove_pruning", self._inner, processor)
+
+
+class Pruning:
+    """The hooks on one model, and the rule they follow. What a pass knows goes down with it as an argument."""
+
+    def __init__(self, decoder: Decoder, rule: Rule, model: nn.Module) -> None:
+        self._decoder, self.rule = decoder, rule
+        module = decoder.module
+        self._hooks = [
+            module.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            module.register_forward_hook(self._after_decoder, with_kwargs=True),
+        ]
+        for number, layer in enumerate(decoder.layers):
+            before = functools.partial(self._before_layer, number)
+            self._hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
+        self._generating: Any = None
+        if decoder.holder is not None:
+            self._hooks.append(decoder.holder.register_forward_pre_hook(self._before_holder, with_kwargs=True))
+        else:
+            self._generating = _accept_mask(model)
+
+    def remove(self, processor: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        if self._generating is not None:
+            vars(self._generating).pop("prepare_inputs_for_generation", None)
+
+    def _before_holder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        vision = self._decoder.vision_tokens(named_arguments(module, args, kwargs))
+        return args, {MASK: vision, **kwargs}
+
+    def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        vision = kwargs.pop(MASK, None)
+        step = self._step(named_arguments(module, args, kwargs), vision)
+        return args, kwargs if step is None else {**kwargs, PASS: step}
+
+    def _before_layer(
+        self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        step = kwargs.pop(PASS, None)
+        return args if step is None else (step.enter(number, args[0], kwargs), *args[1:]), kwargs
+
+    def _after_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        step = kwargs.get(PASS)
+        if step is None:
+            return output
+        if isinstance(output, tuple):
+            return (step.leave(output[0]), *output[1:])
+        output.last_hidden_state = step.leave(output.last_hidden_state)
+        return output
+
+    def _step(self, given: dict[str, Any], vision: Tensor | None) -> Prefill | Continuation | None:
+        """How this call of the decoder differs from a plain one, if it does."""
+        name, cache = self.rule.name, given.get("past_key_values")
+        ids = given.get("input_ids")
+        batch, length = (given["inputs_embeds"] if ids is None else ids).shape[:2]
+        past = 0 if cache is None else int(cache.get_seq_length())
+        memory: Memory | None = getattr(cache, MEMORY, None)
+        if past == 0:
+            if memory is not None:  # of a prompt that the cache has been emptied of
+                delattr(cache, MEMORY)
+            vision = _checked(name, vision, batch, length)
+            if vision is None:
+                return None
+        else:
+            # A token alone is generated, and is looked at no further: on a GPU that would be to wait for it.
+            if length > 1 and vision is not None and bool(vision.any()):
+                raise ValueError(
+                    f"{name}: vision tokens come behind {past} tokens that the cache holds; a prompt that is pruned "
+                    "must come in one piece, with an empty cache and without prefill_chunk_size"
+                )
+            if memory is None:
+                return None
+            if memory.batch != batch:
+                raise ValueError(f"{name}: the cache is of a batch of {memory.batch}, and this call of {batch}")
+        mask = given.get("attention_mask")
+        if getattr(cache, "is_compileable", False):
+            raise ValueError(
+                f"{name}: the cache is a {type(cache).__name__}, of fixed length; use a DynamicCache (generate() "
+                "without cache_implementation), whose layers may hold different numbers of tokens"
+            )
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            raise ValueError(f"{name}: attention_mask must be (B, N), of tokens; a mask of pairs cannot be pruned")
+        if memory is not None and past > 0:
+            return Continuation(self._decoder, memory, mask)
+        if self._decoder.module.training:
+            raise RuntimeError(f"{name}: the model is in training mode; pruning is for inference: call model.eval()")
+        assert vision is not None
+        return Prefill(self._decoder, self.rule, vision, mask)
+
+
+def _checked(name: str, vision: Tensor | None, batch: int, length: int) -> Tensor | None:
+    """A prompt's mask of vision tokens; None where it has none."""
+    if vision is None:
+        return None
+    if not isinstance(vision, Tensor) or vision.dtype != torch.bool:
+        got = vision.dtype if isinstance(vision, Tensor) else type(vision).__name__
+        raise TypeError(f"{name}: vision_mask is {got}; it must be a torch.bool tensor, True at vision tokens")
+    if vision.dim() != 2 or vision.shape[0] != batch or vision.shape[1] > length:
+        raise ValueError(
+            f"{name}: vision_mask has shape {tuple(vision.shape)}; it must be ({batch}, {length}), as the prompt"
+        )
+    if not bool(vision.any()):
+        return None
+    # Without a cache, what was generated stands behind the prompt that the mask is of.
+    return torch.nn.functional.pad(vision, (0, length - vision.shape[1]))
+
+
+def _accept_mask(model: nn.Module) -> Any:
+    """Let generate() take vision_mask, which it would refuse as unknown, and hand it on with the prompt."""
+    holders = [module for module in model.modules() if "prepare_inputs_for_generation" in dir(type(module))]
+    if not holders:
+        return None
+    inner: Any = holders[-1]
+    original = type(inner).prepare_inputs_for_generation
+
+    # generate() reads the names of the arguments, of which the last must be "kwargs".
+    def prepare(self: Any, input_ids: Tensor, vision_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        inputs = original(self, input_ids, **kwargs)
+        if vision_mask is not None and (kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)):
+            inputs[MASK] = vision_mask
+        return inputs
+
+    inner.prepare_inputs_for_generation = MethodType(prepare, inner)
+    return inner

@@ -1,0 +1,166 @@
+"""The blocks of a patched model in a folder of their own, without the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from vr_kernels.integrations.vision_remember.apply import TAKEN, find_inner, install, patched, plan
+from vr_kernels.integrations.vision_remember.context import NAME
+from vr_kernels.integrations.vision_remember.patch import PATCH, Patch
+from vr_kernels.nn import VisionRemember, VisionRememberConfig
+
+M = TypeVar("M", bound=nn.Module)
+
+FILE = "vision_remember.safetensors"
+FORMAT = "1"
+
+
+def save_vision_remember(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write the blocks' weights and choices to ``folder/vision_remember.safetensors``.
+
+    The choices stand in that file's header, as JSON: so one renaming puts both in place at once, and a run that is cut
+    off leaves the file of before, or none. Of a PEFT model the blocks of the active adapter are written.
+
+    Raises:
+        ValueError: another type of model, or one without blocks; blocks that were folded or adapted, whose weights are
+            not those of a new block.
+        ImportError: safetensors is missing, which transformers brings along.
+
+    >>> from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    >>> vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2)
+    >>> text = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+    >>> from vr_kernels import apply_vision_remember
+    >>> model = apply_vision_remember(model, layers=(1,), num_heads=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_vision_remember(model, folder)
+    ...     os.listdir(folder)
+    ['vision_remember.safetensors']
+    """
+    from safetensors.torch import save
+
+    inner = find_inner("save_vision_remember", model)
+    patch = patched(inner, "save_vision_remember")
+    state = {
+        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        for number in patch.layers
+        for name, tensor in block_of(inner, number).state_dict().items()
+    }
+    expected = _names(patch)
+    if set(state) != expected:
+        raise ValueError(
+            f"save_vision_remember: the blocks have the weights {_some(set(state) ^ expected)}, which new blocks have "
+            "not, or lack them; save before fold_(), and merge adapters in them first"
+        )
+    header = {"format": FORMAT, "model_type": inner.config.model_type, "choices": json.dumps(dataclasses.asdict(patch))}
+    _write(Path(folder), save(state, metadata=header))
+
+
+def load_vision_remember(model: M, folder: str | os.PathLike[str]) -> M:
+    """Give a model the blocks that ``save_vision_remember`` wrote, bit for bit where its dtype is that of the file.
+
+    A model without blocks is patched as the saved one was; blocks that it has must have been chosen alike.
+
+    Raises:
+        FileNotFoundError: the folder has no such file. ValueError: another type of model, or other choices; a file that
+            was not written so. Everything is checked before the model changes.
+
+    >>> from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    >>> vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2)
+    >>> text = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    >>> config = LlavaConfig(vision_config=vision, text_config=text)
+    >>> from vr_kernels import apply_vision_remember
+    >>> model = apply_vision_remember(LlavaForConditionalGeneration(config), layers=(1,), num_heads=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_vision_remember(model, folder)
+    ...     again = load_vision_remember(LlavaForConditionalGeneration(config), folder)
+    >>> again.state_dict().keys() == model.state_dict().keys()
+    True
+    """
+    from safetensors import safe_open
+
+    inner = find_inner("load_vision_remember", model)
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"load_vision_remember: {path} is not there; save_vision_remember writes it")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if header.get("format") != FORMAT:
+        raise ValueError(f"load_vision_remember: {path} was not written by save_vision_remember of this version")
+    if header["model_type"] != inner.config.model_type:
+        raise ValueError(
+            f"load_vision_remember: the blocks are of a model of type {header['model_type']!r}, this one is "
+            f"{inner.config.model_type!r}"
+        )
+    saved = _patch(json.loads(header["choices"]))
+    if set(state) != _names(saved):
+        raise ValueError(f"load_vision_remember: {path} lacks {_some(_names(saved) ^ set(state))}, or has it too much")
+    own = getattr(inner, PATCH, None)
+    chosen = _planned(inner, saved) if own is None else own
+    if chosen != saved:
+        raise ValueError(f"load_vision_remember: this model's blocks are {chosen}, those in {path} are {saved}")
+    if own is None:
+        install(model, saved)
+    for number in saved.layers:
+        prefix = f"{number}."
+        part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        block_of(inner, number).load_state_dict(part)
+    return model
+
+
+def block_of(inner: Any, number: int) -> nn.Module:
+    """The block at a layer, counted from 1; of PEFT's copies that of the active adapter."""
+    block = getattr(inner.language_model.layers[number - 1], NAME)
+    copies: Any = getattr(block, "modules_to_save", None)
+    return block if copies is None else copies[block.active_adapters[0]]  # type: ignore[no-any-return]
+
+
+def _planned(inner: Any, saved: Patch) -> Patch:
+    """The same choices for this model, whose widths may be others."""
+    fields = saved.config.to_dict()
+    return plan(
+        inner,
+        saved.layers,
+        levels=saved.levels,
+        position=saved.position,
+        bidirectional="bidirectional" in saved.config.layers,
+        neighborhood=saved.neighborhood,
+        **{name: fields[name] for name in fields if name not in TAKEN},
+    )
+
+
+def _patch(choices: dict[str, Any]) -> Patch:
+    tuples = {name: tuple(choices[name]) for name in ("layers", "levels", "neighborhood")}
+    return Patch(**(choices | tuples | {"config": VisionRememberConfig.from_dict(choices["config"])}))
+
+
+def _names(patch: Patch) -> set[str]:
+    """Of all weights that new blocks have."""
+    names = VisionRemember(patch.config, device="meta").state_dict()
+    return {f"{number}.{name}" for number in patch.layers for name in names}
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def _write(folder: Path, content: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=FILE, suffix=".tmp", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.replace(file.name, folder / FILE)
