@@ -11,6 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 PROMISES = {
     "drop_in_local_cross_attention": ["largest difference of gradients: "],
+    "llava_vr_two_phases": ["phase 2: mean loss ", "a fresh process answers alike: True"],
     "patch_qwen2_5_vl": ["untrained blocks change nothing: True", "step 1: loss ", "loaded, answers alike: True"],
     "stf": ["tokens (2, 16, 96)", "gradients for 10 of 10 parameters"],
     "visionzip_llava_next": ["with VisionZip:            72 ", "without it again:          114 "],

@@ -93,6 +93,9 @@ class Assistant:
         tokens = said["input_ids"].to(self.model.device)  # (1, A)
         if tokens.shape[1] == 0:
             raise ValueError(f"the answer {answer!r} has no tokens")
+        if inputs["input_ids"].shape[1] == 0:  # something must come before the first token of the answer
+            start = self.tokenizer.bos_token_id or self.tokenizer.eos_token_id
+            inputs = _append(inputs, tokens.new_full((1, 1), start))
         inputs = _append(inputs, tokens)
         labels = torch.full_like(inputs["input_ids"], IGNORED)
         labels[:, -tokens.shape[1] :] = tokens
@@ -150,7 +153,7 @@ def _append(inputs: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
     shape = inputs["input_ids"].shape
     more = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     return {
-        name: torch.cat([value, more.get(name, torch.zeros_like(tokens))], 1) if value.shape == shape else value
+        name: torch.cat([value.long(), more.get(name, torch.zeros_like(tokens))], 1) if value.shape == shape else value
         for name, value in inputs.items()
     }
 
