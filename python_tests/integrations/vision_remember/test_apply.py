@@ -134,6 +134,20 @@ def test_saliency_comes_from_the_tower(tower: str, saliency: str) -> None:
     assert moved[1] == 0
 
 
+@pytest.mark.parametrize("kind", ["llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_a_model_on_several_devices_carries_its_features_along(kind: str) -> None:
+    """As ``device_map="auto"``: accelerate's hooks make every output anew that passes them."""
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny.patched(kind)
+    inputs = tiny.batch(model, kind, [[0, 1], []])
+    options: list[dict[str, Any]] = [{}, {"use_cache": False}, {"num_beams": 2, "num_return_sequences": 2}]
+    logits, tokens = model(**inputs).logits, [tiny.generate(model, inputs, **given) for given in options]
+    model = accelerate.dispatch_model(model, device_map={"": "cpu"}, force_hooks=True)
+    assert torch.equal(model(**inputs).logits, logits)
+    for given, expected in zip(options, tokens, strict=True):
+        assert torch.equal(tiny.generate(model, inputs, **given), expected)
+
+
 def test_levels_lie_where_the_paper_has_them() -> None:
     assert _levels(None, 24) == (7, 15, 23)
     assert _levels(None, 32) == (9, 20, 31)
