@@ -23,7 +23,7 @@ from vr_kernels.models.llava_vr._transformers import LlavaNextPreTrainedModel, c
 from vr_kernels.models.llava_vr.checkpoints import ComposedOfParts
 from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
 from vr_kernels.models.llava_vr.refusals import CONFIGURED, check_encoding, check_generation
-from vr_kernels.models.llava_vr.slots import canvas_of_image, stack_tiles, tokens_of_image
+from vr_kernels.models.llava_vr.slots import slots_of_images, stack_tiles
 from vr_kernels.nn import VisionRemember
 
 
@@ -93,7 +93,7 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
                 interpolated, whose grids have no windows; other levels or rows than the config's.
         """
         check_encoding(type(self).__name__, self.config, kwargs)
-        slots, tiles = self._slots(len(pixel_values), image_sizes)
+        slots, tiles = slots_of_images(self.config, self.multi_modal_projector, len(pixel_values), image_sizes)
         pixel_values = stack_tiles(type(self).__name__, pixel_values, tiles)
         config = self.config
         captured = capture_features(
@@ -128,22 +128,6 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         """(n_h, n_w) cells of a tile."""
         return self.multi_modal_projector.output_grid(*self.config.feature_grid)
 
-    def _slots(self, images: int, image_sizes: Tensor | None) -> tuple[list[Tensor], list[int]]:
-        """What stands in each image's slots, and how many tiles each has."""
-        config = self.config
-        pinpoints, tile_size = config.image_grid_pinpoints or [], config.vision_config.image_size
-        if pinpoints and image_sizes is None:
-            raise ValueError(
-                f"{type(self).__name__}: image_sizes is None; with AnyRes it must hold each image's height and width"
-            )
-        sizes = [(tile_size, tile_size)] * images  # any will do for one tile
-        if pinpoints:
-            sizes = [(int(height), int(width)) for height, width in torch.as_tensor(image_sizes).tolist()]
-        tokens_per_cell = self.multi_modal_projector.tokens_per_cell
-        slots = [tokens_of_image(size, pinpoints, tile_size, self._grid(), tokens_per_cell) for size in sizes]
-        canvases = [canvas_of_image(size, pinpoints, tile_size) for size in sizes]
-        return slots, [1 if canvas is None else 1 + canvas[0] * canvas[1] for canvas in canvases]
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -175,11 +159,9 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
             kwargs["vision_remember"], plain = prefill_context(
                 image_slots(embedding, config.image_token_id, input_ids, inputs_embeds),
                 encoded.get("image"),
-                num_levels=len(config.vr_levels),
-                saliency=config.vr_saliency != "none",
+                config.vision_remember,
                 grid=self._grid(),
                 dtype=embedding.weight.dtype,
-                text_guided=config.vision_remember.text_guide != "none",
                 training=touch_all,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -213,8 +195,8 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
 class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, LlavaNextForConditionalGeneration):
     """LLaVA-VR: images and text in, text out. Generates, trains, saves and loads as every model of transformers.
 
-    ``from_pretrained`` takes fields of the config, and also files of LLaVA-NeXT and LLaVA-OneVision in every layout that
-    they had, the authors' own among them (with ``config=LlavaVRConfig(...)``); what these lack is new, and is listed.
+    ``from_pretrained`` takes fields of the config, and also files of LLaVA-NeXT and LLaVA-OneVision in every layout they
+    had, the authors' own among them (with ``config=LlavaVRConfig(...)``); what these lack is new, and is listed.
     ``ignore_mismatched_sizes=True`` lets a projector of another shape be new too.
 
     >>> from transformers import CLIPVisionConfig, Qwen2Config
