@@ -2,6 +2,9 @@
 
 A program owns a block of rows or of columns of one head and passes over the others that may see it. Packed tokens lie
 in one batch; a block may hold several sequences. Scores, softmax and sums are float32.
+
+Gradients have one more input, p_spoilt: NaN for a head that holds what is no number, else 0. Such a head is read as
+zeros, and its NaN added where it is seen: as an operand it would spoil those that do not see it, 0 times NaN being NaN.
 """
 
 # mypy: ignore-errors
@@ -61,14 +64,6 @@ def _weights(b_scores, b_lse):
 def _where_seen(b_scores, b_tile):
     """A tile's numbers, 0 where a column is not seen, whatever stands there: a factor of 0 would leave NaN."""
     return tl.where(b_scores == -float("inf"), 0.0, b_tile)
-
-
-@triton.jit
-def _finite(b_rows):
-    """Rows with zeros in place of those that hold what is no number, and NaN for each of these, (BLOCK,), to be added
-    where such a row is seen: as an operand it would spoil those that do not see it, for 0 times NaN is NaN."""
-    b_spoilt = tl.sum(b_rows.to(tl.float32) * 0.0, 1)
-    return tl.where((b_spoilt == 0.0)[:, None], b_rows, tl.zeros_like(b_rows)), b_spoilt
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -144,6 +139,7 @@ def received_rows_gradient(
     p_lse,
     p_grad,
     p_total,
+    p_spoilt,
     d_query,
     scale,
     tokens,
@@ -177,12 +173,14 @@ def received_rows_gradient(
     if NEEDS_QUERY:
         if GIVEN_LSE:
             b_total = tl.zeros((BLOCK,), tl.float32)
+        o_keys = (i_batch * (HEADS // GROUPS) + i_head // GROUPS) * tokens
         b_d_query = tl.zeros((BLOCK, BLOCK_D), tl.float32)
         for i in range(i_begin, i_end, BLOCK):
             i_column = i + tl.arange(0, BLOCK)
-            b_key = load_heads(key, i_batch, i_column, i_head // GROUPS, i_column < tokens, WIDTH, BLOCK_D)
+            b_spoilt = tl.load(p_spoilt + o_keys + i_column, mask=i_column < tokens, other=0.0)
+            m_key = (i_column < tokens) & (b_spoilt == 0.0)
+            b_key = load_heads(key, i_batch, i_column, i_head // GROUPS, m_key, WIDTH, BLOCK_D)
             b_grad = tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
-            b_key, b_spoilt = _finite(b_key)
             b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
             b_d_scores = _weights(b_scores, b_lse) * (b_grad[None, :] - b_total[:, None])
             b_d_scores = _where_seen(b_scores, b_d_scores + b_spoilt[None, :])
@@ -198,6 +196,7 @@ def received_key_gradient(
     p_lse,
     p_grad,
     p_total,
+    p_spoilt,
     d_key,
     scale,
     tokens,
@@ -225,8 +224,9 @@ def received_key_gradient(
         b_grad = tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
         for i in range(i_begin, i_end, BLOCK):
             i_row = i + tl.arange(0, BLOCK)
-            b_query = load_heads(query, i_batch, i_row, i_head, i_row < tokens, WIDTH, BLOCK_D)
-            b_query, b_spoilt = _finite(b_query)
+            b_spoilt = tl.load(p_spoilt + o_sums + i_row, mask=i_row < tokens, other=0.0)
+            m_query = (i_row < tokens) & (b_spoilt == 0.0)
+            b_query = load_heads(query, i_batch, i_row, i_head, m_query, WIDTH, BLOCK_D)
             b_lse = tl.load(p_lse + o_sums + i_row, mask=i_row < tokens, other=0.0)
             b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
             b_d_scores = _weights(b_scores, b_lse)
