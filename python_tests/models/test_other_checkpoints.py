@@ -296,6 +296,13 @@ def test_a_tokenizer_learns_the_placeholder_and_the_embeddings_grow(rows: int, t
     assert torch.equal(logits(AutoModelForImageTextToText.from_pretrained(tmp_path), inputs), expected)
 
 
+def test_embeddings_are_tied_where_the_config_is_told_so() -> None:
+    vision, text = parts("siglip")
+    assert text.lm_head.weight is not text.get_input_embeddings().weight
+    model = LlavaVRForConditionalGeneration.from_pretrained_parts(vision, text, **CHANGES, tie_word_embeddings=True)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
 def test_a_dtype_holds_for_all_parts() -> None:
     vision, text = parts("siglip")
     model = LlavaVRForConditionalGeneration.from_pretrained_parts(vision, text, dtype=torch.bfloat16, **CHANGES)
