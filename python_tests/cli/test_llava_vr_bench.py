@@ -39,10 +39,20 @@ def logits(name: str, case: ModelCase, x: Subjects) -> torch.Tensor:
     return result
 
 
-def test_there_is_a_contender_for_every_projector(made: tuple[ModelCase, Subjects]) -> None:
+def test_there_is_a_contender_for_every_projector_and_pruner(made: tuple[ModelCase, Subjects]) -> None:
     case, x = made
-    assert {"ours", *BENCH.baselines} == set(x) == {*WITH_BLOCKS, *PROJECTORS}
-    assert all(BENCH.lacking(name, case) is None for name in x)
+    everyone = {*WITH_BLOCKS, *PROJECTORS, "visionzip", "fastv"}
+    assert {"ours", *BENCH.baselines} == everyone
+    assert {name for name in everyone if BENCH.lacking(name, case) is None} == set(x)
+    assert everyone - set(x) == ({"visionzip"} if case.tiles > 1 else set())
+
+
+def test_pruned_models_hold_fewer_tokens_and_leave_the_decoder_as_it_was(made: tuple[ModelCase, Subjects]) -> None:
+    case, x = made
+    before = logits("pool", case, x)
+    whole, *pruned = (details_of(x[name], case.answer, "cpu") for name in ("mlp", "fastv", "visionzip") if name in x)
+    assert all(found["KV, MB"] < whole["KV, MB"] for found in pruned)
+    assert torch.equal(logits("pool", case, x), before)
 
 
 def test_new_blocks_leave_the_logits_as_they_are_bit_for_bit(made: tuple[ModelCase, Subjects]) -> None:

@@ -10,9 +10,8 @@ from torch import Tensor
 import vr_kernels
 from vr_kernels.cli.measure.bench import Bench, Contender
 from vr_kernels.cli.measure.llava_vr.cases import LAYERS, SHAPES, ModelCase, operations, parameters_read
-from vr_kernels.cli.measure.llava_vr.models import BASELINE, WITH_BLOCKS, Subjects, make_subjects, refusal, what
+from vr_kernels.cli.measure.llava_vr.models import BASELINE, NAMES, WITH_BLOCKS, Subjects, make_subjects, refusal, what
 from vr_kernels.cli.measure.llava_vr.parts import details_of
-from vr_kernels.compression.projectors import PROJECTORS
 
 
 class LlavaVRBench(Bench[ModelCase, Subjects]):
@@ -21,7 +20,7 @@ class LlavaVRBench(Bench[ModelCase, Subjects]):
     case_type = ModelCase
     shapes = SHAPES
     default = ("v2",)
-    baselines = (BASELINE, "naive", "folded", *(name for name in PROJECTORS if name != BASELINE))
+    baselines = (BASELINE, *(name for name in NAMES if name not in ("ours", BASELINE)))
     yardstick = "naive"
 
     def quantities(self, case: ModelCase) -> Sequence[str]:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vr_kernels import VisionRemember
+from vr_kernels import VisionRemember, apply_visionzip
 from vr_kernels.cli.measure.llava_vr.cases import LAYERS, ModelCase
 from vr_kernels.compression.projectors import PROJECTORS
+from vr_kernels.integrations.pruning import apply_pruning, remove_pruning
 from vr_kernels.integrations.vision_remember.hooks import insert_blocks, remove_blocks
 
 WITH_BLOCKS = {
@@ -20,16 +21,25 @@ WITH_BLOCKS = {
     "folded": "the same, its adjacent linear maps merged",
     "naive": "pooled, with Vision Remember in stock PyTorch: levels joined, windows, K and V projected",
 }
-BASELINE = "pool"
+BASELINE, WHOLE = "pool", "mlp"
+DOMINANT, CONTEXTUAL = 54, 10  # VisionZip's tokens
+NAMES = (*WITH_BLOCKS, *PROJECTORS, "visionzip", "fastv")
+WHAT = WITH_BLOCKS | {
+    BASELINE: "pooled, without blocks",
+    WHOLE: "uncompressed",
+    "visionzip": f"LLaVA with VisionZip: {DOMINANT} tokens, and {CONTEXTUAL} of the merged others",
+    "fastv": "uncompressed, with FastV: half of the image's tokens from the third layer on",
+}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the blocks that its decoder has while it runs, and a prompt with as many image tokens as it makes."""
+    """A model, what its decoder has while it runs, and a prompt with as many image tokens as the model makes."""
 
     model: Any
     blocks: Mapping[int, VisionRemember]
     inputs: Mapping[str, Tensor]
+    pruning: str | None = None
 
     @property
     def decoder(self) -> Any:
@@ -37,10 +47,14 @@ class Subject:
 
     def __enter__(self) -> Subject:
         insert_blocks(self.decoder.layers, self.blocks)
+        if self.pruning is not None:
+            apply_pruning(self.model, self.pruning)
         return self
 
     def __exit__(self, *raised: object) -> None:
         remove_blocks(self.decoder.layers)
+        if self.pruning is not None:
+            remove_pruning(self.model)
 
     def double(self) -> Subject:
         """A copy in float64."""
@@ -58,9 +72,7 @@ Subjects = dict[str, Subject]
 
 
 def what(name: str) -> str:
-    if name in WITH_BLOCKS:
-        return WITH_BLOCKS[name]
-    return {BASELINE: "pooled, without blocks", "mlp": "uncompressed"}.get(name, f"projector {name}")
+    return WHAT.get(name, f"projector {name}")
 
 
 def config_of(case: ModelCase, name: str) -> Any:
@@ -85,7 +97,7 @@ def config_of(case: ModelCase, name: str) -> Any:
         ),
         image_token_index=case.vocabulary - 1,
         image_grid_pinpoints=case.pinpoints,
-        projector_type=BASELINE if name in WITH_BLOCKS else name,
+        projector_type=BASELINE if name in WITH_BLOCKS else name if name in PROJECTORS else WHOLE,
         vr_layers=LAYERS if name in WITH_BLOCKS else [],
         vr_levels=case.levels(PRESETS[case.version]["vr_levels"]),
         vr_options={"num_heads": case.heads, "residual": "normal" if case.trained else "zero"},
@@ -93,6 +105,8 @@ def config_of(case: ModelCase, name: str) -> Any:
 
 
 def refusal(case: ModelCase, name: str) -> str | None:
+    if name == "visionzip" and case.tiles > 1:
+        return "compared on one tile"
     try:
         config_of(case, name)
     except ValueError as reason:
@@ -104,7 +118,7 @@ def make_subjects(case: ModelCase) -> Subjects:
     """Random weights, pixels and words, the same ones each time."""
     from transformers import AutoModel
 
-    names = [name for name in (*WITH_BLOCKS, *PROJECTORS) if refusal(case, name) is None]
+    names = [name for name in NAMES if refusal(case, name) is None]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         shared = config_of(case, BASELINE)
@@ -126,28 +140,55 @@ def make_subjects(case: ModelCase) -> Subjects:
 
 
 def _subject(case: ModelCase, name: str, encoder: nn.Module, decoder: Any, pixels: Tensor, words: Tensor) -> Subject:
-    from vr_kernels.models.llava_vr import LlavaVRForConditionalGeneration
     from vr_kernels.models.llava_vr.slots import tokens_of_image
 
     config = config_of(case, name)
-    with torch.device("meta"):  # a frame for the shared parts, which would not fit in memory so many times
-        model: Any = LlavaVRForConditionalGeneration(config)
+    model, projector = _zipping_frame(config) if name == "visionzip" else _frame(config)
     kind: dict[str, Any] = {"device": case.device, "dtype": case.torch_dtype}
     model.model.vision_tower, model.model.language_model = encoder, decoder
-    model.model.multi_modal_projector = config.projector().to(**kind)
-    model.model.image_newline = nn.Parameter(torch.zeros(case.width, **kind))
+    model.model.multi_modal_projector = projector.to(**kind)
     model.lm_head.weight = decoder.embed_tokens.weight
+    slots = len(tokens_of_image(case.image_size, case.pinpoints, case.image, config.token_grid, config.tokens_per_cell))
+    if name == "visionzip":
+        apply_visionzip(model, dominant=DOMINANT, contextual=CONTEXTUAL)
+        slots = DOMINANT + CONTEXTUAL
+    else:
+        model.model.image_newline = nn.Parameter(torch.zeros(case.width, **kind))
     backend = "reference" if name == "naive" else None
     layers = config.vr_layers
     blocks = {number: VisionRemember(config.vision_remember, backend=backend).to(**kind) for number in layers}
 
-    slots = len(tokens_of_image(case.image_size, case.pinpoints, case.image, config.token_grid, config.tokens_per_cell))
     images = torch.full((case.batch, slots), config.image_token_id)
     half = case.text // 2
     ids = torch.cat([words[:, :half], images, words[:, half:]], 1)  # (B, T)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
     if case.pinpoints:
         inputs["image_sizes"] = torch.tensor([case.image_size] * case.batch)
-    return Subject(
-        model.eval().requires_grad_(False), blocks, {name: value.to(case.device) for name, value in inputs.items()}
+    inputs = {argument: value.to(case.device) for argument, value in inputs.items()}
+    return Subject(model.eval().requires_grad_(False), blocks, inputs, pruning="fastv" if name == "fastv" else None)
+
+
+def _frame(config: Any) -> tuple[Any, nn.Module]:
+    """A model on the meta device, where the shared parts would not fit in memory so many times, and its projector."""
+    from vr_kernels.models.llava_vr import LlavaVRForConditionalGeneration
+
+    with torch.device("meta"):
+        model = LlavaVRForConditionalGeneration(config)
+    return model, config.projector()
+
+
+def _zipping_frame(config: Any) -> tuple[Any, nn.Module]:
+    """LLaVA of transformers with the same parts; its projector is ``WHOLE``."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+    stock = LlavaConfig(
+        vision_config=config.vision_config,
+        text_config=config.text_config,
+        image_token_index=config.image_token_id,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        vision_feature_layer=-2,
     )
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(stock)
+    return model, LlavaMultiModalProjector(stock)
