@@ -14,6 +14,8 @@ from vr_kernels import BidirectionalTokenAttention
 WIDTH, HEADS, LENGTH = 24, 4, 16
 ROWS = torch.tensor([[2, 3, 4, 5], [16 + 1, 16 + 2, -1, -1], [7, 8, 9, -1], [-1, -1, -1, -1]])
 SAMPLE = torch.tensor([0, 1, 0, 1])
+NEWLINES = torch.tensor([[6, -1], [-1, 16 + 4], [11, 10], [-1, -1]])
+POSITIONS = torch.stack([torch.arange(LENGTH), torch.arange(LENGTH).clamp(min=3) - 3])  # the second is left-padded
 
 
 def layer(**options: Any) -> BidirectionalTokenAttention:

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Config, Qwen2RotaryEmbedding, apply_rotary_pos_emb
 
-from python_tests.nn._bidirectional import LENGTH, batch, layer, spelt_out
+from python_tests.nn._bidirectional import NEWLINES, POSITIONS, batch, layer, spelt_out
 from vr_kernels.nn._rotary import rotate
-
-NEWLINES = torch.tensor([[6, -1], [-1, 16 + 4], [11, 10], [-1, -1]])
-POSITIONS = torch.stack([torch.arange(LENGTH), torch.arange(LENGTH).clamp(min=3) - 3])  # the second is left-padded
 
 
 @pytest.mark.parametrize("options", [{"guide": "mean"}, {"norm": "layer"}, {"bias": True, "norm": None}], ids=str)

@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from python_tests._errors import assert_obeys_the_error_rule
-from python_tests.nn._bidirectional import HEADS, LENGTH, ROWS, SAMPLE, WIDTH, batch, layer, spelt_out
+from python_tests.nn._bidirectional import (
+    HEADS,
+    LENGTH,
+    NEWLINES,
+    POSITIONS,
+    ROWS,
+    SAMPLE,
+    WIDTH,
+    batch,
+    layer,
+    spelt_out,
+)
 from vr_kernels import BidirectionalTokenAttention
 
 
