@@ -15,7 +15,7 @@ from vr_kernels.ops.attention_received import triton as received_triton
 ARCHITECTURES = [80, 90, 100]  # A100, H100 and H200, B200
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SHARED_LIMIT = 101_376  # what the GPUs with least of it have
-STACK_LIMIT = 32  # bytes: eight registers a thread, which ptxas spills in some of these, often far below its limit
+STACK_LIMIT = 64  # bytes: what ptxas spills of a thread in some of these, often far below its limit of registers
 TENSOR_CORE = r"mma\.sync|wgmma\.mma_async|tcgen05\.mma"
 
 # The CLS row of CLIP, 32 rows of a language model whose heads share keys, the widest heads.

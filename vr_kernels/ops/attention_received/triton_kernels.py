@@ -4,7 +4,8 @@ A program owns a block of rows or of columns of one head and passes over the oth
 in one batch; a block may hold several sequences. Scores, softmax and sums are float32.
 
 Gradients have one more input, p_spoilt: NaN for a head that holds what is no number, else 0. Such a head is read as
-zeros, and its NaN added where it is seen: as an operand it would spoil those that do not see it, 0 times NaN being NaN.
+zeros, and its NaN goes in with the numbers of its row or column, where it is seen: as an operand of a product it would
+spoil those that do not see it, 0 times NaN being NaN.
 """
 
 # mypy: ignore-errors
@@ -180,10 +181,9 @@ def received_rows_gradient(
             b_spoilt = tl.load(p_spoilt + o_keys + i_column, mask=i_column < tokens, other=0.0)
             m_key = (i_column < tokens) & (b_spoilt == 0.0)
             b_key = load_heads(key, i_batch, i_column, i_head // GROUPS, m_key, WIDTH, BLOCK_D)
-            b_grad = tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
+            b_grad = b_spoilt + tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
             b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
-            b_d_scores = _weights(b_scores, b_lse) * (b_grad[None, :] - b_total[:, None])
-            b_d_scores = _where_seen(b_scores, b_d_scores + b_spoilt[None, :])
+            b_d_scores = _where_seen(b_scores, _weights(b_scores, b_lse) * (b_grad[None, :] - b_total[:, None]))
             b_d_query = tl.dot(b_d_scores.to(OPERAND), b_key.to(OPERAND), b_d_query, input_precision="ieee")
         store_heads(d_query, b_d_query * scale, i_batch, i_row, i_head, i_row < tokens, WIDTH, BLOCK_D)
 
@@ -227,7 +227,7 @@ def received_key_gradient(
             b_spoilt = tl.load(p_spoilt + o_sums + i_row, mask=i_row < tokens, other=0.0)
             m_query = (i_row < tokens) & (b_spoilt == 0.0)
             b_query = load_heads(query, i_batch, i_row, i_head, m_query, WIDTH, BLOCK_D)
-            b_lse = tl.load(p_lse + o_sums + i_row, mask=i_row < tokens, other=0.0)
+            b_lse = b_spoilt + tl.load(p_lse + o_sums + i_row, mask=i_row < tokens, other=0.0)
             b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
             b_d_scores = _weights(b_scores, b_lse)
             if GIVEN_LSE:
@@ -235,6 +235,6 @@ def received_key_gradient(
             else:
                 b_total = tl.load(p_total + o_sums + i_row, mask=i_row < tokens, other=0.0)
                 b_d_scores *= b_grad[None, :] - b_total[:, None]
-            b_d_scores = tl.trans(_where_seen(b_scores, b_d_scores + b_spoilt[:, None]).to(OPERAND))
+            b_d_scores = tl.trans(_where_seen(b_scores, b_d_scores).to(OPERAND))
             b_d_key = tl.dot(b_d_scores, b_query.to(OPERAND), b_d_key, input_precision="ieee")
     store_heads(d_key, b_d_key * scale, i_batch, i_column, i_kv, i_column < tokens, WIDTH, BLOCK_D)
