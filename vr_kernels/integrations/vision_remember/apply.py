@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -279,5 +279,5 @@ def _like(layer: nn.Module) -> torch.Tensor:
     return next(parameter for parameter in layer.parameters() if parameter.dtype in computed)
 
 
-def _refuse(what: str) -> None:
+def _refuse(what: str) -> NoReturn:
     raise ValueError(f"apply_vision_remember: {what}")
