@@ -213,7 +213,7 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
 class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, LlavaNextForConditionalGeneration):
     """LLaVA-VR: images and text in, text out. Generates, trains, saves and loads as every model of transformers.
 
-    ``from_pretrained`` takes fields of the config, and also files of LLaVA-NeXT and LLaVA-OneVision in every layout they
+    ``from_pretrained`` takes fields of the config, and files of LLaVA-NeXT and LLaVA-OneVision in every layout they
     had, the authors' own among them (with ``config=LlavaVRConfig(...)``); what these lack is new, and is listed.
     ``ignore_mismatched_sizes=True`` lets a projector of another shape be new too.
 
