@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the operators on this machine's CPU and writes the records that the documentation's figures are made from.
-# Leave the machine alone meanwhile: it takes half an hour on two cores.
+# Leave the machine alone meanwhile: it takes an hour on two cores.
 #
 #   bench/cpu.sh [OPERATOR...]
 #
@@ -36,15 +36,14 @@ operator() {
       attention_received) measure "$1" $dtype forward --repeats 7 ;;
       bidirectional_attention) measure "$1" $dtype forward ;;
       token_fusion) measure "$1" $dtype forward --repeats 5 --compare linear --compare conv ;;
-      saliency | visionzip | fastv) measure "$1" $dtype forward --repeats 3 ;;
+      saliency | visionzip | fastv | llava_vr) measure "$1" $dtype forward --repeats 3 ;;
     esac
   done
 }
 
 ALL=(
   attention_importance attention_received bidirectional_attention deformable_attention saliency token_fusion visionzip
-  fastv
-  local_cross_attention
+  local_cross_attention fastv llava_vr
 )
 for name in "${@:-${ALL[@]}}"; do
   operator "$name"
