@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,11 @@ def run(
 
 
 def run_missing(task: str) -> None:
-    """Run after run, until each has its record. Several processes may do so side by side, each with runs of its own."""
+    """Run after run, until each has its record. Several processes may do so side by side, each with runs of its own.
+
+    A run that fails does not keep the others waiting; SystemExit names it in the end.
+    """
+    failed = []
     for row, seed in runs():
         folder = WORK / f"{task}-{row}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,9 +88,15 @@ def run_missing(task: str) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # another process has it
-            if not record_path(task, row, seed).exists():
-                record = run(task, row, seed)
-                print(f"{row}, seed {seed}: {record['accuracy']}", flush=True)
+            if record_path(task, row, seed).exists():
+                continue
+            try:
+                print(f"{row}, seed {seed}: {run(task, row, seed)['accuracy']}", flush=True)
+            except Exception:
+                traceback.print_exc()
+                failed.append(f"{row} seed {seed}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from examples.reproduction import cost, digits, model, records, rows, run, tables, training
+from examples.reproduction import cost, digits, encoder, model, records, rows, run, tables, training
 
 RECIPE = training.Recipe(steps=4, batch=2, warmup_steps=1, save_steps=2, curve_steps=2, curve_images=3)
 
@@ -83,10 +83,32 @@ def test_a_sample_is_what_the_processor_makes_of_image_and_question() -> None:
 
 
 @pytest.mark.parametrize("row", rows.ROWS)
-def test_each_row_of_the_tables_is_a_model(row: str) -> None:
-    config = model.row_config(rows.ROWS[row])
-    tokens = 144 if row == "mlp" else (12 // config.vr_window[0]) ** 2
-    assert math.prod(config.token_grid) == tokens
+def test_each_row_of_the_tables_is_a_model_that_can_be_trained(row: str) -> None:
+    built = model.build_model(rows.ROWS[row], 0, None).train()
+    config = built.config
+    image_tokens = math.prod(config.token_grid)
+    assert image_tokens == (144 if row == "mlp" else (12 // config.vr_window[0]) ** 2)
+    batch = training.collate([training.encode(digits.draw_grid(digits.load_split("seen"), 0, 0), image_tokens)])
+    built(**batch).loss.backward()
+    for name, parameter in built.named_parameters():
+        assert (parameter.grad is not None) == ("vision_tower" not in name), name
+
+
+def test_the_places_of_the_encoder_start_as_a_basis_of_rows_and_columns() -> None:
+    waves = encoder._waves(64)
+    assert waves.shape == (144, 64)
+    assert int(torch.linalg.matrix_rank(waves)) == 22  # 11 waves an axis
+    same_row = waves[:12] - waves[0]
+    torch.testing.assert_close(same_row, waves[24:36] - waves[24])
+
+
+def test_the_encoder_is_written_with_its_record(tmp_path: Path) -> None:
+    from transformers import SiglipVisionModel
+
+    record = encoder.train_encoder(tmp_path, steps=2, test_images=2)
+    assert records.read_record(tmp_path / "record.json") == record
+    loaded = SiglipVisionModel.from_pretrained(tmp_path)
+    assert sum(parameter.numel() for parameter in loaded.parameters()) == record["parameters"]
 
 
 def test_every_line_of_a_table_names_rows() -> None:
