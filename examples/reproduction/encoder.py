@@ -21,7 +21,7 @@ PATCH = 4
 FOLDER = MODELS / "digits-encoder"
 
 GRID = IMAGE_PIXELS // PATCH
-STEPS, BATCH, LEARNING_RATE = 1000, 16, 2e-3
+STEPS, BATCH, LEARNING_RATE = 1500, 16, 2e-3
 
 
 def tower_config() -> Any:
@@ -64,7 +64,7 @@ def train_encoder(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     seen, began = load_split("seen"), time.monotonic()
     for step in range(1, steps + 1):
-        images, labels = _batch(seen, random, BATCH)
+        images, labels = _batch(seen, random, BATCH, moved=True)
         loss = F.cross_entropy(_logits(tower, head, _noisy(images, random)).flatten(0, 2), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -102,17 +102,25 @@ def _logits(tower: nn.Module, head: nn.Module, pixels: Tensor) -> Tensor:
     return logits
 
 
-def _batch(digits: Digits, random: np.random.Generator, size: int) -> tuple[Array, Tensor]:
+def _batch(digits: Digits, random: np.random.Generator, size: int, *, moved: bool = False) -> tuple[Array, Tensor]:
     """(size, 48, 48) images and the digit at each of their patches, (size, 12, 12)."""
     chosen = random.integers(len(digits.labels), size=(size, SIDE, SIDE))
     labels = digits.labels[chosen].repeat(DIGIT_PIXELS // PATCH, 1).repeat(DIGIT_PIXELS // PATCH, 2)
-    return tile(digits.pixels[chosen]), torch.from_numpy(labels)
+    pixels = digits.pixels[chosen]
+    return tile(_moved(pixels, random) if moved else pixels), torch.from_numpy(labels)
+
+
+def _moved(pixels: Array, random: np.random.Generator) -> Array:
+    """(..., 8, 8) digits, each by up to a pixel: there are few, and the tower must not learn them by heart."""
+    steps = random.integers(3, size=(2, *pixels.shape[:-2], 1)) + np.arange(DIGIT_PIXELS)  # (2, ..., 8)
+    padded = np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + [(1, 1)] * 2)
+    rows = np.take_along_axis(padded, steps[0][..., :, None], -2)
+    return np.take_along_axis(rows, steps[1][..., None, :], -1)
 
 
 def _noisy(images: Array, random: np.random.Generator) -> Tensor:
-    """There are few digits, and the tower must not learn them by heart."""
     noise = torch.from_numpy(random.standard_normal(images.shape)).float()[:, None]
-    return normalised(images) + 0.1 * noise
+    return normalised(images) + 0.2 * noise
 
 
 def _waves(width: int) -> Tensor:
@@ -121,9 +129,11 @@ def _waves(width: int) -> Tensor:
     Learned places that start as noise have nothing in common: which patches share a digit is then learned place by
     place, and takes ten times the steps.
     """
-    places = torch.arange(GRID) * (2 * torch.pi / GRID)
-    waves = [wave(k * places) for k in range(1, GRID // 2 + 1) for wave in (torch.cos, torch.sin)]
+    angles = torch.arange(GRID) * (2 * torch.pi / GRID)
+    waves = [wave(k * angles) for k in range(1, GRID // 2 + 1) for wave in (torch.cos, torch.sin)]
     basis = torch.stack(waves[:-1], 1)  # the last sine is zero
     rows = basis.repeat_interleave(GRID, 0)  # (144, 11)
     both = torch.cat([rows, basis.repeat(GRID, 1)], 1)
-    return 0.5 * both @ torch.linalg.qr(torch.randn(width, both.shape[1]))[0].T
+    directions: Tensor = torch.linalg.qr(torch.randn(width, both.shape[1])).Q
+    start: Tensor = 0.5 * both @ directions.mT
+    return start

@@ -167,6 +167,7 @@ def train_row(model: Any, image_tokens: int, recipe: Recipe, seed: int, folder: 
         weight_decay=recipe.weight_decay,
         save_steps=recipe.save_steps,
         logging_steps=recipe.save_steps,
+        train_sampling_strategy="sequential",  # the stream is drawn at random, and so the same for all rows of a seed
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         remove_unused_columns=False,

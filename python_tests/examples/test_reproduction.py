@@ -102,6 +102,15 @@ def test_the_places_of_the_encoder_start_as_a_basis_of_rows_and_columns() -> Non
     torch.testing.assert_close(same_row, waves[24:36] - waves[24])
 
 
+def test_the_encoder_is_trained_on_digits_moved_by_up_to_a_pixel() -> None:
+    digit = np.zeros((200, 8, 8), dtype=np.uint8)
+    digit[:, 4, 5] = 9
+    moved = encoder._moved(digit, np.random.default_rng(0))
+    numbers, rows_, columns = moved.nonzero()
+    assert numbers.tolist() == list(range(200))
+    assert set(zip(rows_.tolist(), columns.tolist(), strict=True)) == {(y, x) for y in (3, 4, 5) for x in (4, 5, 6)}
+
+
 def test_the_encoder_is_written_with_its_record(tmp_path: Path) -> None:
     from transformers import SiglipVisionModel
 
@@ -175,6 +184,20 @@ def test_training_changes_blocks_and_decoder_and_leaves_the_encoder(work: Path) 
     assert not any("vision_tower" in name for name in changed)
     assert record["cost"]["trained_parameters"] < record["cost"]["parameters"]
     assert records.read_record(records.record_path("digits", "local", 0, work / "records")) == record
+
+
+def test_rows_of_a_seed_see_the_same_grids_in_the_same_order(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int]] = []
+
+    def draw_grid(part: Any, seed: int, number: int) -> digits.Grid:
+        drawn.append((seed, number))
+        return digits.draw_grid(part, seed, number)
+
+    monkeypatch.setattr(training, "draw_grid", draw_grid)
+    for row in ("pool", "full"):
+        drawn.clear()
+        run_row(work, row)
+        assert [number for seed, number in drawn if seed == 0] == list(range(8))
 
 
 def test_what_no_run_can_be_is_refused_by_name(tmp_path: Path) -> None:
