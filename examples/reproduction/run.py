@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import shutil
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 
 from examples.reproduction.cost import costs
 from examples.reproduction.digits import SIDE, draw_grid, load_split
+from examples.reproduction.encoder import FOLDER as ENCODER
 from examples.reproduction.model import build_model, build_processor
-from examples.reproduction.records import RECORDS, ROOT, Record, environment, record_path, write_json
+from examples.reproduction.records import RECORDS, ROOT, Record, environment, read_record, record_path, write_json
 from examples.reproduction.rows import ROWS, runs
 from examples.reproduction.training import Recipe, question, train_row
 
@@ -36,7 +39,7 @@ def run(
     """Makes the record of a row and seed; a run that was killed goes on from its last checkpoint.
 
     Raises:
-        ValueError: an unknown task or row, or a seed that the test grids have.
+        ValueError: an unknown task or row; a seed that the test grids have; checkpoints of other settings.
     """
     if task not in TASKS:
         raise ValueError(f"task is {task!r}; it must be {' or '.join(map(repr, TASKS))}")
@@ -46,6 +49,13 @@ def run(
         raise ValueError(f"seed is {seed}; it must be 0 to 999: larger ones draw what is tested on")
     recipe = recipe or Recipe()
     folder = work / f"{task}-{row}-{seed}"
+    settings = {
+        "changes": ROWS[row].changes,
+        "features": ROWS[row].features,
+        "recipe": asdict(recipe),
+        "encoder_sha256": hashlib.sha256((ENCODER / "model.safetensors").read_bytes()).hexdigest(),
+    }
+    _check_settings(folder, settings)
     model = build_model(ROWS[row], seed)
     n_h, n_w = model.config.token_grid
     trained = train_row(model, n_h * n_w, recipe, seed, folder)
@@ -60,8 +70,8 @@ def run(
         "seed": seed,
         "command": f"python -m examples.reproduction --task {task} --row {row} --seed {seed}",
         "what": ROWS[row].what,
-        "changes": ROWS[row].changes,
-        "features": ROWS[row].features,
+        **settings,
+        "config": model.config.to_diff_dict(),
         "accuracy": accuracy,
         "test_images": test_images,
         "cost": costs(model, folder / "model"),
@@ -72,6 +82,16 @@ def run(
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return record
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """A run goes on only under the settings that it began with."""
+    path = folder / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+    for name, value in read_record(path).items():
+        if value != settings[name]:
+            raise ValueError(f"{folder} holds a run with {name} {value}, not {settings[name]}; delete it to begin anew")
 
 
 def run_missing(task: str) -> None:

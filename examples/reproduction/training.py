@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,6 @@ class LearningCurve(TrainerCallback):
         self.began = dict.fromkeys(self.clocks, 0.0)
         self.samples = {}
         for part in ("seen", "unseen"):
-            # Trainings have seeds below 1000.
             grids = GridDataset(
                 load_split(part), seed=CURVE_SEED, length=recipe.curve_images, image_tokens=image_tokens
             )
@@ -155,7 +154,7 @@ def train_row(model: Any, image_tokens: int, recipe: Recipe, seed: int, folder: 
     """Trains the model in place, from the folder's last checkpoint where there is one.
 
     Returns:
-        The recipe, the learning curve, the loss by step, and the seconds it took.
+        The learning curve, the loss by step, and the seconds it took.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -188,7 +187,6 @@ def train_row(model: Any, image_tokens: int, recipe: Recipe, seed: int, folder: 
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     log = trainer.state.log_history
     return {
-        "recipe": asdict(recipe),
         "curve": [{"step": line["step"]} | line["curve"] for line in log if "curve" in line],
         "loss": [[line["step"], round(line["loss"], 4)] for line in log if "loss" in line],
         **_spent(log),

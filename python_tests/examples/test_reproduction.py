@@ -149,12 +149,12 @@ def test_the_blocks_of_a_control_row_get_what_stands_in_place_of_the_features(ro
     assert bool(window.any()) == (row == "means")
 
 
+class Killed(BaseException):
+    pass
+
+
 def test_a_run_that_is_killed_goes_on_to_the_same_weights(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_row(work, name="whole")
-
-    class Killed(BaseException):
-        pass
-
+    whole_record = run_row(work, name="whole")
     on_step_end = training.LearningCurve.on_step_end
 
     def kill(self: Any, arguments: Any, state: Any, control: Any, **options: Any) -> None:
@@ -172,7 +172,30 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(work: Path, monkeypatc
     record = run_row(work, name="killed")
     whole, resumed = weights(work, "whole"), weights(work, "killed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert [point["step"] for point in record["curve"]] == [2, 4]
+    assert record["curve"] == whole_record["curve"]
+
+
+def test_a_run_that_is_killed_while_it_answers_is_not_trained_again(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*arguments: Any) -> float:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "generated_accuracy", kill)
+        with pytest.raises(Killed):
+            run_row(work)
+    trained: list[int] = []
+    monkeypatch.setattr(training.ResumableTrainer, "training_step", lambda *_, **__: trained.append(1))
+    assert [point["step"] for point in run_row(work)["curve"]] == [2, 4]
+    assert not trained
+
+
+def test_a_run_does_not_go_on_under_other_settings(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_row(work)
+    monkeypatch.setitem(rows.ROWS, "local", rows.ROWS["local"]._replace(features="zeros"))
+    with pytest.raises(ValueError, match="holds a run with features features, not zeros; delete it"):
+        run_row(work)
 
 
 def test_training_changes_blocks_and_decoder_and_leaves_the_encoder(work: Path) -> None:
