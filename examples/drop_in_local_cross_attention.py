@@ -20,7 +20,7 @@ class WindowResampler(nn.Module):
         windows = features.unflatten(1, (n, side)).unflatten(3, (n, side)).transpose(2, 3)  # (B, n, n, s, s, C)
         windows = windows.reshape(batch * n * n, side * side, width)
         out, _ = self.attention(tokens.reshape(-1, 1, width), windows, windows)
-        return out.view_as(tokens)
+        return out.view_as(tokens)  # type: ignore[no-any-return]
 
 
 def main() -> None:
