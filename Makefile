@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that spin while they wait for work slow each other down where there are fewer cores than threads.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo bench test test-plain test-interpreter test-aot test-gpu test-sanitizer lint wheel clean
+.PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-gpu test-sanitizer lint wheel clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.with-demo
@@ -23,7 +23,7 @@ bench: $(VENV)/.with-bench
 PYTEST := $(BIN)/pytest -n auto
 
 # Triton's interpreter is chosen for a whole Python process: each of these is a process of its own.
-test: test-plain $(patsubst python_tests/%,test-%,$(wildcard python_tests/interpreter python_tests/aot))
+test: test-plain test-oldest $(patsubst python_tests/%,test-%,$(wildcard python_tests/interpreter python_tests/aot))
 
 test-plain: $(VENV)/.with-test
 	$(PYTEST) python_tests $(addprefix --ignore=python_tests/,gpu interpreter aot)
@@ -40,6 +40,14 @@ test-aot: $(VENV)/.with-test $(OLDEST_TRITON)
 	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) python_tests/aot -k "not 80 and not 100"
 
 $(OLDEST_TRITON): | $(VENV)/.torch
+	$(BIN)/pip install --no-deps --target $@ $(subst -,==,$(notdir $@))
+
+# What reads models of transformers, on the oldest version that the package supports.
+OLDEST_TRANSFORMERS := $(CURDIR)/build/transformers-5.20.0
+test-oldest: $(VENV)/.with-test $(OLDEST_TRANSFORMERS)
+	PYTHONPATH=$(OLDEST_TRANSFORMERS) $(PYTEST) python_tests/models python_tests/integrations
+
+$(OLDEST_TRANSFORMERS): | $(VENV)/.torch
 	$(BIN)/pip install --no-deps --target $@ $(subst -,==,$(notdir $@))
 
 # The tests of native code, on a second copy of the package whose native module checks every memory access. Its runtime

@@ -36,14 +36,14 @@ operator() {
       attention_received) measure "$1" $dtype forward --repeats 7 ;;
       bidirectional_attention) measure "$1" $dtype forward ;;
       token_fusion) measure "$1" $dtype forward --repeats 5 --compare linear --compare conv ;;
-      saliency | visionzip | llava_vr) measure "$1" $dtype forward --repeats 3 ;;
+      saliency | visionzip | fastv | llava_vr) measure "$1" $dtype forward --repeats 3 ;;
     esac
   done
 }
 
 ALL=(
   attention_importance attention_received bidirectional_attention deformable_attention saliency token_fusion visionzip
-  local_cross_attention llava_vr
+  local_cross_attention fastv llava_vr
 )
 for name in "${@:-${ALL[@]}}"; do
   operator "$name"

@@ -15,7 +15,8 @@ from vr_kernels.ops.attention_received import triton as received_triton
 ARCHITECTURES = [80, 90, 100]  # A100, H100 and H200, B200
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SHARED_LIMIT = 101_376  # what the GPUs with least of it have
-STACK_LIMIT = 32  # bytes: eight registers a thread, which ptxas spills in some of these, often far below its limit
+STACK_LIMIT = 32  # bytes: what ptxas spills of a thread in some of these, often far below its limit of registers
+WIDEST_STACK_LIMIT = 64  # of attention received at heads of 256, where a program holds a tile of each of four operands
 TENSOR_CORE = r"mma\.sync|wgmma\.mma_async|tcgen05\.mma"
 
 # The CLS row of CLIP, 32 rows of a language model whose heads share keys, the widest heads.
@@ -35,13 +36,15 @@ def importance(dtype: torch.dtype, shape: tuple[int, int, int, int], packed: boo
     kernel.backward(weights, query, key, mask, bounds, weights, scale, [True, True])
 
 
-def assert_fits(call: Callable[[], None], architecture: int, tensor_cores: set[str]) -> list[Kernel]:
+def assert_fits(
+    call: Callable[[], None], architecture: int, tensor_cores: set[str], stack_limit: int = STACK_LIMIT
+) -> list[Kernel]:
     """``tensor_cores``: the kernels that must have products on them; the others must have none."""
     kernels = compile_launches(architecture, call)
     for kernel in kernels:
         assert kernel.shared_bytes <= SHARED_LIMIT, f"{kernel.name}: {kernel.shared_bytes}"
         assert kernel.resources["LOCAL"] == 0, f"{kernel.name}: {kernel.resources}"
-        assert kernel.resources["STACK"] <= STACK_LIMIT, f"{kernel.name}: {kernel.resources}"
+        assert kernel.resources["STACK"] <= stack_limit, f"{kernel.name}: {kernel.resources}"
         assert (kernel.count(TENSOR_CORE) > 0) is (kernel.name in tensor_cores), kernel.name
     return kernels
 
@@ -80,4 +83,5 @@ RECEIVED = {"received_lse", "received_forward", "received_rows_gradient", "recei
 def test_attention_received_fits(shape: str, packed: bool, dtype: torch.dtype, architecture: int) -> None:
     on_tensor_cores = set() if dtype == torch.float32 else RECEIVED
     call = functools.partial(received, dtype, SHAPES[shape], packed)
-    assert {kernel.name for kernel in assert_fits(call, architecture, on_tensor_cores)} == RECEIVED
+    stack_limit = WIDEST_STACK_LIMIT if shape == "widest" else STACK_LIMIT
+    assert {kernel.name for kernel in assert_fits(call, architecture, on_tensor_cores, stack_limit)} == RECEIVED

@@ -121,7 +121,7 @@ def test_raters_rate_each_by_the_tokens_up_to_itself(dtype: torch.dtype) -> None
     query, key, maps = attention(2, 11, dtype)
     raters = torch.zeros(2, 11, dtype=torch.bool)
     raters[0, [6, 9]], raters[1, 10] = True, True
-    rated = rate_by_text(query, key, raters)
+    rated = rate_by_text([query[b, raters[b]] for b in range(2)], key, raters)
     expected = torch.stack([maps[0].mean(0)[[6, 9]].mean(0), maps[1].mean(0)[10]])
     assert rated.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(rated.double(), expected, atol=1e-6, rtol=1e-5)
@@ -131,8 +131,8 @@ def test_raters_do_not_see_padding() -> None:
     query, key, _ = attention(1, 8, torch.float32)
     raters, valid = torch.zeros(1, 8, dtype=torch.bool), torch.ones(1, 8, dtype=torch.bool)
     raters[0, 5:], valid[0, :2] = True, False
-    rated = rate_by_text(query, key.masked_fill(~valid[..., None, None], 1e30), raters, valid)
-    alone = rate_by_text(query[:, 2:], key[:, 2:], raters[:, 2:])
+    rated = rate_by_text([query[0, 5:]], key.masked_fill(~valid[..., None, None], 1e30), raters, valid)
+    alone = rate_by_text([query[0, 5:]], key[:, 2:], raters[:, 2:])
     torch.testing.assert_close(rated[:, 2:], alone)
     assert (rated[:, :2] == 0).all()
 
@@ -239,7 +239,7 @@ MISFITS: list[tuple[Any, type[Exception], str]] = [
     (lambda: random_rows(FLAGS[0]), ValueError, r"random_rows: vision has shape \(5,\); it must be \(B, N\)"),
     (lambda: keep_highest(torch.rand(2, 4), FLAGS, [1, 1]), ValueError, "keep_highest: candidates has shape"),
     (lambda: text_raters(torch.randn(2, 4, 3), FLAGS), ValueError, "text_raters: vision has shape"),
-    (lambda: rate_by_text(STATES, STATES, FLAGS[:1]), ValueError, "rate_by_text: raters has shape"),
+    (lambda: rate_by_text(list(STATES), STATES, FLAGS[:1]), ValueError, "rate_by_text: raters has shape"),
     (lambda: density_peak_means(torch.randn(3, 2), 4), ValueError, "count is 4; it must be from 1 to 3"),
 ]
 

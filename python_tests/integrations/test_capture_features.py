@@ -256,7 +256,9 @@ def test_reentrant_checkpointing_of_a_trained_tower_is_refused_where_it_would_cu
 ) -> None:
     model, images = checkpointed(tower("clip"), use_reentrant=True), pixels().requires_grad_()
     with capture_features(model, 3, saliency=saliency) as captured:
-        if saliency is None:  # the hooks of 5.23 stand outside the checkpoint
+        if saliency is None and hasattr(
+            model, "activation_checkpointing_enable"
+        ):  # its hooks stand outside checkpoints
             model(images)
             assert captured.features[0].requires_grad
             return
@@ -264,7 +266,7 @@ def test_reentrant_checkpointing_of_a_trained_tower_is_refused_where_it_would_cu
             model(images)
         model.requires_grad_(False)
         model(images)
-        assert captured.saliency is not None
+        assert (captured.saliency is None) == (saliency is None)
 
 
 @families

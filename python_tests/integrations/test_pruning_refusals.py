@@ -24,7 +24,11 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("random", {"layer": 2.0}, TypeError, r"layer has 2\.0; it must be an int"),
     ("pyramiddrop", {"layers": (3, 2)}, ValueError, r"layers is \(3, 2\); it must rise"),
     ("pyramiddrop", {"layers": (2, 3)}, ValueError, "keep_ratios has 3 entries and layers 2; one belongs to each"),
-    ("sparsevlm", {"keep_counts": (1, -1, 2)}, ValueError, "keep_counts has -1; each must be an int from 0"),
+    ("sparsevlm", {"keep_counts": (1, -1, 2)}, ValueError, "keep_counts has -1; it must be at least 0"),
+    ("sparsevlm", {"keep_counts": (1, 2.5, 2)}, TypeError, r"keep_counts has 2\.5; it must be an int"),
+    ("sparsevlm", {"layers": 2}, TypeError, "sparsevlm's layers is 2; it must be a tuple or list"),
+    ("pyramiddrop", {"keep_ratios": 0.5}, TypeError, r"keep_ratios is 0\.5; it must be a tuple or list"),
+    ("random", {"seed": "a"}, TypeError, "seed is 'a'; it must be an int"),
 ]
 
 

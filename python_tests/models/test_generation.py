@@ -53,6 +53,18 @@ def test_a_left_padded_batch_of_one_two_and_no_images_is_each_sample_alone(tower
         assert torch.equal(new_tokens(model, prompts(model, [sample]))[0], together[sample])
 
 
+def test_newline_keys_and_rotary_positions_come_along() -> None:
+    blocks = {"num_heads": 2, "newline_keys": True, "bidirectional_rope_theta": 1e4}
+    model = tiny.model(vr_options=blocks)
+    together = new_tokens(model, prompts(model, [0, 1, 2]))
+    for sample in range(3):  # alone nothing is padded, so that positions start elsewhere
+        assert torch.equal(new_tokens(model, prompts(model, [sample]))[0], together[sample])
+    for name in ("newline_keys", "bidirectional_rope_theta"):
+        without = tiny.model(vr_options={key: value for key, value in blocks.items() if key != name})
+        logits = [each(**prompts(model, [0])).logits for each in (model, without)]
+        assert not torch.equal(*logits), name
+
+
 @models
 def test_beams_of_a_batch_are_those_of_each_sample_alone(tower: str, decoder: str) -> None:
     model, beams = tiny.model(tower, decoder), {"num_beams": 2, "num_return_sequences": 2}

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from python_tests.models import _llava_vr as tiny
+from vr_kernels.compression.projectors import PROJECTORS
 from vr_kernels.models.llava_vr import LlavaVRConfig, LlavaVRForConditionalGeneration, LlavaVRModel, LlavaVRProcessor
 
 VR = {"vr_levels": [2, 3], "vr_options": {"num_heads": 2}}
@@ -107,6 +108,17 @@ def test_what_came_from_an_older_layout_is_saved_under_todays_names(layout: str,
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+def test_the_authors_files_load_with_a_config_of_ours(tmp_path: Path) -> None:
+    """Their own config is the language model's, with the tower as a name."""
+    host = llava_next()
+    flat = host.config.text_config.to_dict() | {"model_type": "llava_llama", "mm_vision_tower": "some/tower"}
+    write(tmp_path, flat, {authors_layout(name): tensor for name, tensor in host.state_dict().items()})
+    config = LlavaVRConfig.from_llava_next(host.config, **UNCOMPRESSED)
+    model = LlavaVRForConditionalGeneration.from_pretrained(tmp_path, config=config)
+    inputs = inputs_of(config)
+    assert torch.equal(logits(model, inputs), logits(host, inputs))
+
+
 def test_the_layouts_differ() -> None:
     names = llava_next().state_dict()
     assert len({frozenset(map(layout, names)) for layout in LAYOUTS.values()}) == len(LAYOUTS)
@@ -139,31 +151,36 @@ def test_blocks_that_llava_next_lacks_are_new_and_named(tmp_path: Path) -> None:
     assert torch.equal(logits(model, inputs), logits(plain, inputs))
 
 
-def test_a_projector_of_another_shape_is_new_where_that_is_allowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("projector", PROJECTORS)
+def test_of_another_projector_what_fits_is_taken_and_the_rest_is_new(projector: str, tmp_path: Path) -> None:
     host = llava_next()
     host.save_pretrained(tmp_path)
-    changes = VR | {"projector_type": "concat"}
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        LlavaVRForConditionalGeneration.from_pretrained(tmp_path, **changes)
     model, info = LlavaVRForConditionalGeneration.from_pretrained(
-        tmp_path, **changes, ignore_mismatched_sizes=True, output_loading_info=True
+        tmp_path,
+        **VR,
+        vr_layers=[],
+        projector_type=projector,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
-    assert [name for name, *_ in info["mismatched_keys"]] == ["model.multi_modal_projector.linear_1.weight"]
-    projector = model.model.multi_modal_projector
-    assert torch.equal(projector.linear_2.weight, host.model.multi_modal_projector.linear_2.weight)
-    assert projector.linear_1.weight.isfinite().all()
-    assert projector.linear_1.weight.std() > 0.01
+    new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    assert all("projector" in name for name in new)
+    assert bool(new) == (projector not in ("mlp", "pool"))
+    fresh = model.config.projector().state_dict()
+    for name, tensor in model.model.multi_modal_projector.state_dict().items():
+        whole = f"model.multi_modal_projector.{name}"
+        if whole in new:  # of the size that a new one has, whatever was in memory
+            assert tensor.isfinite().all()
+            assert tensor.abs().max() <= 2 * fresh[name].abs().max() + 1e-6, name
+            assert tensor.count_nonzero() > 0 or fresh[name].count_nonzero() == 0, name
+        else:
+            assert torch.equal(tensor, host.state_dict()[whole])
 
 
-def test_a_projector_of_other_names_is_new(tmp_path: Path) -> None:
+def test_a_projector_of_another_shape_is_an_error_unless_that_is_allowed(tmp_path: Path) -> None:
     llava_next().save_pretrained(tmp_path)
-    changes = VR | {"projector_type": "pixel_shuffle", "vr_layers": []}
-    model, info = LlavaVRForConditionalGeneration.from_pretrained(tmp_path, **changes, output_loading_info=True)
-    assert info["missing_keys"] == {name for name in model.state_dict() if "projector" in name}
-    assert info["unexpected_keys"] == {
-        f"model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")
-    }
-    assert model.model.multi_modal_projector.mlp[0].weight.eq(1).all()
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        LlavaVRForConditionalGeneration.from_pretrained(tmp_path, **VR, projector_type="concat")
 
 
 def test_llava_onevision_gives_its_weights(tmp_path: Path) -> None:
@@ -277,6 +294,13 @@ def test_a_tokenizer_learns_the_placeholder_and_the_embeddings_grow(rows: int, t
     expected = logits(model, inputs)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(AutoModelForImageTextToText.from_pretrained(tmp_path), inputs), expected)
+
+
+def test_embeddings_are_tied_where_the_config_is_told_so() -> None:
+    vision, text = parts("siglip")
+    assert text.lm_head.weight is not text.get_input_embeddings().weight
+    model = LlavaVRForConditionalGeneration.from_pretrained_parts(vision, text, **CHANGES, tie_word_embeddings=True)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def test_a_dtype_holds_for_all_parts() -> None:

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import LlavaNextModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from python_tests.models import _llava_vr as tiny
 from vr_kernels.compression.projectors import PROJECTORS
 from vr_kernels.integrations.vision_remember import EncodedImages, prefill_context
 from vr_kernels.models.llava_vr import LlavaVRConfig, LlavaVRProcessor
 from vr_kernels.models.llava_vr.configuration_llava_vr import CANVASES
-from vr_kernels.models.llava_vr.slots import canvas_of_image, tokens_of_image
+from vr_kernels.models.llava_vr.slots import canvas_of_image, slots_of_images, tokens_of_image
+from vr_kernels.nn import VisionRememberConfig
 from vr_kernels.ops import window_index_from_grid
 
 TILE = 24
@@ -52,7 +54,7 @@ def test_the_processor_writes_as_many_placeholders_as_the_model_makes_tokens(
     model = tiny.model(tower, image_grid_pinpoints=PINPOINTS, **changes)
     processor = tiny.processor(model.config)
     drawn = sizes(200)
-    slots, tiles = model.model._slots(len(drawn), torch.tensor(drawn))
+    slots, tiles = slots_of_images(model.config, model.model.multi_modal_projector, len(drawn), torch.tensor(drawn))
     assert [processor.count_image_tokens(*size) for size in drawn] == [len(table) for table in slots]
     counted = processor._get_num_multimodal_tokens(drawn)["num_image_tokens"]
     assert counted == [len(table) for table in slots]
@@ -100,11 +102,12 @@ def test_several_tokens_of_a_cell_follow_each_other() -> None:
 
 def windows_read(model: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
     """Which feature rows an image's tokens read, the slots of the tokens, and how many rows there are."""
-    slots, tiles = model.model._slots(1, torch.tensor([size]))
+    slots, tiles = slots_of_images(model.config, model.model.multi_modal_projector, 1, torch.tensor([size]))
     rows = torch.arange(tiles[0] * 36.0).view(tiles[0], 6, 6, 1)
-    outputs = EncodedImages(((rows,),), [slots[0][:, None]]).attach(SimpleNamespace())
+    outputs = EncodedImages(((rows,),), [slots[0][:, None]]).attach(BaseModelOutputWithPooling())
     mask = torch.ones(1, len(slots[0]), dtype=torch.bool)
-    context, _ = prefill_context(mask, outputs, num_levels=1, dtype=torch.float32, grid=model.config.token_grid)
+    blocks = VisionRememberConfig(hidden_size=8, feature_dims=(1,), num_heads=1, layers=("cross_attention",))
+    context, _ = prefill_context(mask, outputs, blocks, dtype=torch.float32, grid=model.config.token_grid)
     assert context is not None
     table = context.features[0].flatten() if context.features else torch.empty(0)
     index = context.vision_map.window_index

@@ -98,7 +98,7 @@ def test_an_image_spread_over_two_samples() -> None:
     texts, images = ["w1 <image> w2", "w3 <image> w4"], [tiny.image(seed=0), tiny.image(seed=1)]
     inputs = tiny.inputs(tiny.processor(model.config), texts, images)
     inputs["input_ids"][0, 1], inputs["input_ids"][1, -1] = 5, tiny.IMAGE
-    with pytest.raises(ValueError, match="the slots of image 0 reach from sample 0 to 1; give each sample"):
+    with pytest.raises(ValueError, match="image 0 has slots from sample 0 to 1; give each sample"):
         model(**inputs)
 
 
@@ -108,6 +108,15 @@ def test_anyres_without_sizes() -> None:
     del inputs["image_sizes"]
     with pytest.raises(ValueError, match="image_sizes is None; with AnyRes it must hold each image's height and width"):
         model(**inputs)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 3, 24, 24), (2, 5, 3, 24, 24), (4, 3, 24, 24), (3, 24, 24)])
+def test_other_tiles_than_the_sizes_ask_for(shape: tuple[int, ...]) -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    assert inputs["pixel_values"].shape == (1, 5, 3, 24, 24)
+    with pytest.raises(ValueError, match=r"pixel_values has shape .* by their sizes the 1 images have 5 tiles"):
+        model(**(inputs | {"pixel_values": torch.randn(shape)}))
 
 
 def test_pixels_beside_encoded_images() -> None:

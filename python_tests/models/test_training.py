@@ -32,7 +32,7 @@ def gradients(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor | None]
 @towers
 def test_checkpointed_gradients_are_equal(tower: str, position: str, use_reentrant: bool) -> None:
     """Under reentrant checkpointing of a frozen tower, as its gradients would be cut."""
-    model = tiny.model(tower, vr_position=position).train()
+    model = tiny.model(tower, vr_position=position, vr_saliency="value").train()
     model.model.vision_tower.requires_grad_(not use_reentrant)
     inputs = batch(model, ["w1 <image> w2 w3 w4", "w5 w6 w7 w8"], images=1)
     expected = gradients(model, inputs)

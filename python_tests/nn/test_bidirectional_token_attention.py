@@ -9,85 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Config, Qwen2RotaryEmbedding, apply_rotary_pos_emb
 
 from python_tests._errors import assert_obeys_the_error_rule
+from python_tests.nn._bidirectional import (
+    HEADS,
+    LENGTH,
+    NEWLINES,
+    POSITIONS,
+    ROWS,
+    SAMPLE,
+    WIDTH,
+    batch,
+    layer,
+    spelt_out,
+)
 from vr_kernels import BidirectionalTokenAttention
-from vr_kernels.nn._rotary import rotate
-
-WIDTH, HEADS, LENGTH = 24, 4, 16
-ROWS = torch.tensor([[2, 3, 4, 5], [16 + 1, 16 + 2, -1, -1], [7, 8, 9, -1], [-1, -1, -1, -1]])
-SAMPLE = torch.tensor([0, 1, 0, 1])
-
-
-def layer(**options: Any) -> BidirectionalTokenAttention:
-    module = BidirectionalTokenAttention(WIDTH, HEADS, **({"zero_init": False} | options))
-    for parameter in module.parameters():  # weights of a norm and biases too
-        nn.init.normal_(parameter, std=0.3)
-    return module
-
-
-def batch(seed: int = 0, text: bool = True) -> dict[str, Tensor]:
-    """Two samples, the second without text; three images and one of padding alone."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.zeros(2, LENGTH, dtype=torch.bool)
-    mask[0, 12:15] = True
-    given = {"hidden_states": torch.randn(2, LENGTH, WIDTH, generator=generator) * 3, "token_rows": ROWS}
-    given["image_sample"] = SAMPLE
-    return given | ({"text_mask": mask} if text else {})
-
-
-def spelt_out(
-    module: BidirectionalTokenAttention,
-    hidden_states: Tensor,
-    token_rows: Tensor,
-    text_mask: Tensor | None = None,
-    image_sample: Tensor | None = None,
-    key_rows: Tensor | None = None,
-    position_ids: Tensor | None = None,
-) -> Tensor:
-    """The layer as the paper spells it: one image after the other, nothing padded, nothing masked."""
-
-    def norm(rows: Tensor) -> Tensor:
-        if module.norm == "rms":
-            return F.rms_norm(rows, (WIDTH,), module.norm_weight, module.norm_eps)
-        if module.norm == "layer":
-            return F.layer_norm(rows, (WIDTH,), module.norm_weight, module.norm_bias, module.norm_eps)
-        return rows
-
-    stream = hidden_states.flatten(0, 1)
-    out = stream
-    for i, numbers in enumerate(token_rows):
-        rows = numbers[numbers >= 0]
-        if len(rows) == 0:
-            continue
-        newlines = rows[:0] if key_rows is None else key_rows[i][key_rows[i] >= 0]
-        read = torch.cat([rows, newlines])
-        tokens, position = norm(stream[read]), read % LENGTH
-        if position_ids is not None:
-            position = position_ids.expand(len(hidden_states), -1).flatten()[read]
-        sample = i if image_sample is None else int(image_sample[i])
-        if module.guide is not None and text_mask is not None and text_mask[sample].any():
-            prompt = hidden_states[sample][text_mask[sample]]
-            guide = prompt.mean(0) if module.guide == "mean" else prompt.max(0).values
-            tokens, position = torch.cat([tokens, norm(guide[None])]), F.pad(position, (0, 1))
-        q, k, v = module.qkv_proj(tokens).unflatten(-1, (3, module.num_heads, -1)).permute(1, 2, 0, 3)
-        if module.rope_theta is not None:
-            q, k = language_model_rotation(q, k, position, module.rope_theta)
-        attended = F.scaled_dot_product_attention(q[:, : len(rows)], k, v).transpose(0, 1).flatten(-2)
-        out = out.index_add(0, rows, module.out_proj(attended))
-    return out.view(hidden_states.shape)
-
-
-def language_model_rotation(q: Tensor, k: Tensor, position: Tensor, theta: float) -> tuple[Tensor, Tensor]:
-    """q and k (h, N, d) as Qwen2 turns its own."""
-    exponent = torch.arange(0, q.shape[-1], 2, dtype=torch.promote_types(q.dtype, torch.float32)) / q.shape[-1]
-    angle = (position[:, None] / theta**exponent).repeat(1, 2)  # (N, d)
-    cosine, sine = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
-    q, k = apply_rotary_pos_emb(q[None], k[None], cosine[None], sine[None])
-    return q[0], k[0]
 
 
 @pytest.mark.parametrize("guide", ["max", "mean", None])
@@ -105,47 +42,6 @@ def test_it_is_the_layer_spelt_out(norm: str | None, bias: bool, text: bool, gui
         torch.autograd.grad(out, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent), strict=True
     ):
         torch.testing.assert_close(result, wanted, rtol=1e-10, atol=1e-10)
-
-
-NEWLINES = torch.tensor([[6, -1], [-1, 16 + 4], [11, 10], [-1, -1]])
-POSITIONS = torch.stack([torch.arange(LENGTH), torch.arange(LENGTH).clamp(min=3) - 3])  # the second is left-padded
-
-
-@pytest.mark.parametrize("options", [{"guide": "mean"}, {"norm": "layer"}, {"bias": True, "norm": None}], ids=str)
-@pytest.mark.parametrize("positions", [None, POSITIONS, POSITIONS[1:]], ids=["slots", "of each sample", "of all"])
-@pytest.mark.parametrize("newlines", [True, False])
-def test_with_positions_and_newlines_it_is_the_layer_spelt_out(
-    newlines: bool, positions: Tensor | None, options: dict[str, Any]
-) -> None:
-    module, given = layer(rope_theta=100.0, **options).double(), batch() | {"position_ids": positions}
-    given["hidden_states"] = given["hidden_states"].double().requires_grad_()
-    given["key_rows"] = NEWLINES if newlines else None
-    leaves = [given["hidden_states"], *module.parameters()]
-    expected, out = spelt_out(module, **given), module(**given)
-    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
-    cotangent = torch.randn_like(out)
-    for result, wanted in zip(
-        torch.autograd.grad(out, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent), strict=True
-    ):
-        torch.testing.assert_close(result, wanted, rtol=1e-10, atol=1e-10)
-
-
-def test_positions_turn_as_those_of_a_language_model() -> None:
-    config = Qwen2Config(
-        hidden_size=48, num_attention_heads=3, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
-    )
-    x, position = torch.randn(2, 5, 3, 16), torch.randint(0, 4000, (2, 5))
-    cosine, sine = Qwen2RotaryEmbedding(config)(x, position)
-    expected, _ = apply_rotary_pos_emb(x, x, cosine, sine, unsqueeze_dim=2)
-    torch.testing.assert_close(rotate(x, position, 1e4), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_only_the_distance_to_the_guide_depends_on_where_the_sequence_starts() -> None:
-    module, given = layer(rope_theta=100.0).double(), batch() | {"key_rows": NEWLINES}
-    given["hidden_states"] = given["hidden_states"].double()
-    out, shifted = (module(**given, position_ids=POSITIONS[:1] + start) for start in (0, 37))
-    torch.testing.assert_close(shifted[1], out[1], rtol=1e-10, atol=1e-10)  # no text, no guide
-    assert not torch.allclose(shifted[0], out[0])
 
 
 @pytest.mark.parametrize("rope_theta", [None, 100.0])
@@ -325,30 +221,3 @@ def test_it_is_built_where_and_as_asked() -> None:
 def test_what_cannot_be_built_is_refused_in_words(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^BidirectionalTokenAttention: {re.escape(words)}"):
         BidirectionalTokenAttention(**({"hidden_size": 12, "num_heads": 2} | arguments))
-
-
-@pytest.mark.parametrize(
-    ("error", "words", "fault"),
-    [
-        (TypeError, "key_rows is torch.float32; it must be int32 or int64", {"key_rows": NEWLINES.float()}),
-        (ValueError, "key_rows has shape (3, 2); it must be (I, M) with I = 4", {"key_rows": NEWLINES[:3]}),
-        (ValueError, "key_rows has shape (4,); it must be (I, M)", {"key_rows": NEWLINES[:, 0]}),
-        (TypeError, "position_ids is torch.float32; it must be int32", {"position_ids": POSITIONS.float()}),
-        (ValueError, "position_ids has shape (3, 2, 16); it must be", {"position_ids": POSITIONS.expand(3, -1, -1)}),
-        (ValueError, "position_ids has shape (2, 15); it must be (B, T) = (2, 16) or (1, 16)",
-         {"position_ids": POSITIONS[:, 1:]}),
-        (ValueError, "position_ids is on meta, hidden_states is on cpu;", {"position_ids": POSITIONS.to("meta")}),
-    ],
-)  # fmt: skip
-def test_newlines_and_positions_that_do_not_fit_are_refused(
-    error: type[Exception], words: str, fault: dict[str, Any]
-) -> None:
-    with pytest.raises(error, match=f"^BidirectionalTokenAttention: {re.escape(words)}"):
-        layer(rope_theta=1e4)(**(batch() | fault))
-
-
-def test_positions_that_nobody_reads_and_tokens_that_are_newlines_too_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^BidirectionalTokenAttention: position_ids is given and rope_theta is None"):
-        layer()(**batch(), position_ids=POSITIONS)
-    with pytest.raises(ValueError, match=r"token_rows names row 2 more than once"):
-        layer()(**batch(), key_rows=torch.tensor([[2], [-1], [-1], [-1]]))

@@ -11,9 +11,11 @@ from vr_kernels.integrations.vision_remember import (
 )
 from vr_kernels.integrations.visionzip import VisionZip
 from vr_kernels.integrations.visionzip_models import apply_visionzip, remove_visionzip, train_projector_only
+from vr_kernels.integrations.vispruner import VisPruner
 
 __all__ = [
     "FeatureCapture",
+    "VisPruner",
     "VisionZip",
     "apply_pruning",
     "apply_vision_remember",

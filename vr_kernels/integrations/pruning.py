@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
-from types import MethodType
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vr_kernels.integrations._decoder import Decoder, named_arguments
-from vr_kernels.integrations.pruning_pass import MEMORY, Continuation, Memory, Prefill
+from vr_kernels.integrations._decoder import Decoder
+from vr_kernels.integrations.pruning_hooks import PruningHooks
 from vr_kernels.integrations.pruning_rules import FastV, PyramidDrop, RandomRows, Rule, SparseVLM
 from vr_kernels.integrations.visionzip_models import replace_encoders, restore_encoders
 from vr_kernels.integrations.vispruner import VisPrunerBudget
@@ -21,8 +18,7 @@ __all__ = ["apply_pruning", "remove_pruning"]
 
 M = TypeVar("M", bound=nn.Module)
 
-STATE = "_vr_kernels_pruning"  # the attribute of a decoder
-MASK, PASS = "vision_mask", "_vr_kernels_pruning_pass"  # arguments that go down from module to module
+STATE = "_vr_kernels_pruning"  # the attribute of the decoder, or of the part that encodes images
 
 RULES: Mapping[str, Callable[..., Rule]] = {
     "fastv": FastV,
@@ -79,6 +75,7 @@ def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) 
             that drops tokens inside the decoder, or another model's.
         RuntimeError: when called, a model in training mode: the last token would be the answer's.
 
+    >>> import torch
     >>> from transformers import Qwen2Config, Qwen2ForCausalLM
     >>> config = Qwen2Config(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
     ...                      num_attention_heads=4, num_key_value_heads=2)
@@ -110,7 +107,7 @@ def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) 
             f"{len(decoder.layers)} layers"
         )
     remove_pruning(model)
-    setattr(decoder.module, STATE, Pruning(decoder, rule, model))
+    setattr(decoder.module, STATE, PruningHooks(decoder, rule, model))
     return model
 
 
@@ -152,128 +149,3 @@ class EncoderPruning:
 
     def remove(self, processor: Any) -> None:
         restore_encoders("remove_pruning", self._inner, processor)
-
-
-class Pruning:
-    """The hooks on one model, and the rule they follow. What a pass knows goes down with it as an argument."""
-
-    def __init__(self, decoder: Decoder, rule: Rule, model: nn.Module) -> None:
-        self._decoder, self.rule = decoder, rule
-        module = decoder.module
-        self._hooks = [
-            module.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
-            module.register_forward_hook(self._after_decoder, with_kwargs=True),
-        ]
-        for number, layer in enumerate(decoder.layers):
-            before = functools.partial(self._before_layer, number)
-            self._hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
-        self._generating: Any = None
-        if decoder.holder is not None:
-            self._hooks.append(decoder.holder.register_forward_pre_hook(self._before_holder, with_kwargs=True))
-        else:
-            self._generating = _accept_mask(model)
-
-    def remove(self, processor: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        if self._generating is not None:
-            vars(self._generating).pop("prepare_inputs_for_generation", None)
-
-    def _before_holder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        vision = self._decoder.vision_tokens(named_arguments(module, args, kwargs))
-        return args, {MASK: vision, **kwargs}
-
-    def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        vision = kwargs.pop(MASK, None)
-        step = self._step(named_arguments(module, args, kwargs), vision)
-        return args, kwargs if step is None else {**kwargs, PASS: step}
-
-    def _before_layer(
-        self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        step = kwargs.pop(PASS, None)
-        return args if step is None else (step.enter(number, args[0], kwargs), *args[1:]), kwargs
-
-    def _after_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        step = kwargs.get(PASS)
-        if step is None:
-            return output
-        if isinstance(output, tuple):
-            return (step.leave(output[0]), *output[1:])
-        output.last_hidden_state = step.leave(output.last_hidden_state)
-        return output
-
-    def _step(self, given: dict[str, Any], vision: Tensor | None) -> Prefill | Continuation | None:
-        """How this call of the decoder differs from a plain one, if it does."""
-        name, cache = self.rule.name, given.get("past_key_values")
-        ids = given.get("input_ids")
-        batch, length = (given["inputs_embeds"] if ids is None else ids).shape[:2]
-        past = 0 if cache is None else int(cache.get_seq_length())
-        memory: Memory | None = getattr(cache, MEMORY, None)
-        if past == 0:
-            if memory is not None:  # of a prompt that the cache has been emptied of
-                delattr(cache, MEMORY)
-            vision = _checked(name, vision, batch, length)
-            if vision is None:
-                return None
-        else:
-            # A token alone is generated, and is looked at no further: on a GPU that would be to wait for it.
-            if length > 1 and vision is not None and bool(vision.any()):
-                raise ValueError(
-                    f"{name}: vision tokens come behind {past} tokens that the cache holds; a prompt that is pruned "
-                    "must come in one piece, with an empty cache and without prefill_chunk_size"
-                )
-            if memory is None:
-                return None
-            if memory.batch != batch:
-                raise ValueError(f"{name}: the cache is of a batch of {memory.batch}, and this call of {batch}")
-        mask = given.get("attention_mask")
-        if getattr(cache, "is_compileable", False):
-            raise ValueError(
-                f"{name}: the cache is a {type(cache).__name__}, of fixed length; use a DynamicCache (generate() "
-                "without cache_implementation), whose layers may hold different numbers of tokens"
-            )
-        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-            raise ValueError(f"{name}: attention_mask must be (B, N), of tokens; a mask of pairs cannot be pruned")
-        if memory is not None and past > 0:
-            return Continuation(self._decoder, memory, mask)
-        if self._decoder.module.training:
-            raise RuntimeError(f"{name}: the model is in training mode; pruning is for inference: call model.eval()")
-        assert vision is not None
-        return Prefill(self._decoder, self.rule, vision, mask)
-
-
-def _checked(name: str, vision: Tensor | None, batch: int, length: int) -> Tensor | None:
-    """A prompt's mask of vision tokens; None where it has none."""
-    if vision is None:
-        return None
-    if not isinstance(vision, Tensor) or vision.dtype != torch.bool:
-        got = vision.dtype if isinstance(vision, Tensor) else type(vision).__name__
-        raise TypeError(f"{name}: vision_mask is {got}; it must be a torch.bool tensor, True at vision tokens")
-    if vision.dim() != 2 or vision.shape[0] != batch or vision.shape[1] > length:
-        raise ValueError(
-            f"{name}: vision_mask has shape {tuple(vision.shape)}; it must be ({batch}, {length}), as the prompt"
-        )
-    if not bool(vision.any()):
-        return None
-    # Without a cache, what was generated stands behind the prompt that the mask is of.
-    return torch.nn.functional.pad(vision, (0, length - vision.shape[1]))
-
-
-def _accept_mask(model: nn.Module) -> Any:
-    """Let generate() take vision_mask, which it would refuse as unknown, and hand it on with the prompt."""
-    holders = [module for module in model.modules() if "prepare_inputs_for_generation" in dir(type(module))]
-    if not holders:
-        return None
-    inner: Any = holders[-1]
-    original = type(inner).prepare_inputs_for_generation
-
-    # generate() reads the names of the arguments, of which the last must be "kwargs".
-    def prepare(self: Any, input_ids: Tensor, vision_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        inputs = original(self, input_ids, **kwargs)
-        if vision_mask is not None and (kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)):
-            inputs[MASK] = vision_mask
-        return inputs
-
-    inner.prepare_inputs_for_generation = MethodType(prepare, inner)
-    return inner

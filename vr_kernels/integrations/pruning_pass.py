@@ -71,8 +71,12 @@ class LayerAttention:
         rows = take_tokens(cos, last), take_tokens(sin, last)
         return self._decoder.query(self._layer, take_tokens(self._hidden, last), rows)
 
-    def query(self) -> Tensor:
-        return self._decoder.query(self._layer, self._hidden, self._embedding)
+    def queries(self, rows: Tensor) -> list[Tensor]:
+        samples = zip(self._hidden, *self._embedding, rows, strict=True)
+        return [
+            self._decoder.query(self._layer, hidden[None, chosen], (cos[None, chosen], sin[None, chosen]))[0]
+            for hidden, cos, sin, chosen in samples
+        ]
 
     def key(self) -> Tensor:
         return self._decoder.key(self._layer, self._hidden, self._embedding)

@@ -51,7 +51,7 @@ class Attention(Protocol):
 
     def last_query(self) -> Tensor: ...  # (B, 1, h, d), of each sequence's last valid row
 
-    def query(self) -> Tensor: ...  # (B, n, h, d)
+    def queries(self, rows: Tensor) -> list[Tensor]: ...  # of each sequence (R, h, d), of the rows (B, n) bool
 
     def key(self) -> Tensor: ...  # (B, n, h_kv, d)
 
@@ -110,6 +110,8 @@ class PyramidDrop(Rule):
     compacts = True
 
     def __post_init__(self) -> None:
+        check_sequence(self.name, "layers", self.layers)
+        check_sequence(self.name, "keep_ratios", self.keep_ratios)
         check_layers(self.name, "layers", self.layers, least=1)
         check_ratios(self.name, "keep_ratios", self.keep_ratios)
         check_lengths(self.name, "keep_ratios", self.keep_ratios, self.layers)
@@ -134,11 +136,15 @@ class SparseVLM(Rule):
     compacts = True
 
     def __post_init__(self) -> None:
+        check_sequence(self.name, "layers", self.layers)
+        check_sequence(self.name, "keep_counts", self.keep_counts)
         check_layers(self.name, "layers", self.layers, least=0)
         check_ratios(self.name, "recycled_share", (self.recycled_share,))
         for count in self.keep_counts:
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise ValueError(f"apply_pruning: {self.name}'s keep_counts has {count!r}; each must be an int from 0")
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TypeError(f"apply_pruning: {self.name}'s keep_counts has {count!r}; it must be an int")
+            if count < 0:
+                raise ValueError(f"apply_pruning: {self.name}'s keep_counts has {count}; it must be at least 0")
         check_lengths(self.name, "keep_counts", self.keep_counts, self.layers)
 
     @property
@@ -150,7 +156,7 @@ class SparseVLM(Rule):
 
     def keep(self, stage: int, rows: Rows, attention: Attention) -> tuple[Tensor, Tensor]:
         assert rows.raters is not None
-        scores = rate_by_text(attention.query(), attention.key(), rows.raters, rows.valid)
+        scores = rate_by_text(attention.queries(rows.raters), attention.key(), rows.raters, rows.valid)
         return keep_highest(scores, rows.vision, [self.keep_counts[stage]] * len(scores)), scores
 
     def recycle(self, hidden: Tensor, dropped: Tensor, scores: Tensor | None) -> list[Tensor]:
@@ -171,6 +177,8 @@ class RandomRows(Rule):
     def __post_init__(self) -> None:
         check_layers(self.name, "layer", (self.layer,), least=1)
         check_ratios(self.name, "keep_ratio", (self.keep_ratio,))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"apply_pruning: {self.name}'s seed is {self.seed!r}; it must be an int")
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -178,6 +186,11 @@ class RandomRows(Rule):
 
     def keep(self, stage: int, rows: Rows, attention: Attention) -> tuple[Tensor, None]:
         return random_rows(rows.vision, self.keep_ratio, seed=self.seed), None
+
+
+def check_sequence(rule: str, name: str, values: object) -> None:
+    if not isinstance(values, tuple):
+        raise TypeError(f"apply_pruning: {rule}'s {name} is {values!r}; it must be a tuple or list, one entry a stage")
 
 
 def check_layers(rule: str, name: str, layers: Sequence[int], *, least: int) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vr_kernels.nn._token_tables import check_sizes, checked_tiles, describe, tables_of_cells, windows_of_grid
-from vr_kernels.ops._arguments import Arguments, check_index_values, signatures
+from vr_kernels.nn._map_checks import check_shapes, check_tables, check_values
+from vr_kernels.nn._token_tables import check_sizes, checked_tiles, describe, tables_of_cells
+from vr_kernels.ops._arguments import Arguments, signatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,108 +66,14 @@ class VisionTokenMap:
     text_in_every_sample: bool = False
 
     def __post_init__(self) -> None:
-        arguments = Arguments("VisionTokenMap")
-        optional = ("cells", "rows", "newline_rows")
-        tables = ("token_rows", "image_sample", "window_index", *optional)
-        values = [getattr(self, name) for name in tables]
-        for name, value, got in zip(tables, values, signatures(*values), strict=True):
-            if value is None and name in optional:
-                continue
-            table = arguments.tensor(name, got)
-            allowed = (torch.int32, torch.int64) if name == "window_index" else (torch.int64,)
-            if table.dtype not in allowed:
-                raise TypeError(f"VisionTokenMap: {name} is {table.dtype}; it must be {' or '.join(map(str, allowed))}")
-            if table.device != self.token_rows.device:
-                raise arguments.error(f"{name} is on {table.device}, token_rows is on {self.token_rows.device}")
-        arguments.rank("token_rows", arguments.tensor("token_rows", signatures(self.token_rows)[0]), {2: "(I, N)"})
-        if self.image_sample.shape != self.token_rows.shape[:1]:
-            raise arguments.error(
-                f"image_sample has shape {tuple(self.image_sample.shape)}; it must be (I,) = "
-                f"{tuple(self.token_rows.shape[:1])}"
-            )
-        if self.newline_rows is not None and (
-            self.newline_rows.dim() != 2 or len(self.newline_rows) != len(self.token_rows)
-        ):
-            raise arguments.error(
-                f"newline_rows has shape {tuple(self.newline_rows.shape)}; it must be (I, M) with I = "
-                f"{len(self.token_rows)}"
-            )
-        check_sizes(arguments, "sequence_shape", self.sequence_shape)
-        if isinstance(self.feature_rows, bool) or not isinstance(self.feature_rows, int) or self.feature_rows < 0:
-            raise arguments.error(f"feature_rows is {self.feature_rows!r}; it must be an integer of at least 0")
-        self._check_grid(arguments)
+        check_tables(self)
         if self.rows is None:
             object.__setattr__(self, "rows", self.token_rows[self.token_rows >= 0])
-        tokens = len(self.rows)
-        if self.window_index.dim() != 2 or len(self.window_index) != tokens or self.window_index.shape[1] == 0:
-            raise arguments.error(
-                f"window_index has shape {tuple(self.window_index.shape)}; it must be (V, K) with V = {tokens}, the "
-                "tokens in token_rows, and K at least 1"
-            )
-        if self.cells is not None and self.cells.shape != self.rows.shape:
-            raise arguments.error(f"cells has shape {tuple(self.cells.shape)}; it must be (V,) = ({tokens},)")
+        check_shapes(self)
         if self.token_rows.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._check_values(arguments)
-
-    def _check_grid(self, arguments: Arguments) -> None:
-        if (self.grid is None) != (self.feature_grid is None):
-            raise arguments.error(
-                f"grid is {self.grid} and feature_grid is {self.feature_grid}; give both of them, or neither"
-            )
-        if self.grid is None or self.feature_grid is None:
-            if self.cells is not None:
-                raise arguments.error("cells is given and grid is None; cells are numbered in a grid")
-            return
-        check_sizes(arguments, "grid", self.grid)
-        check_sizes(arguments, "feature_grid", self.feature_grid)
-        if self.feature_rows % (self.feature_grid[0] * self.feature_grid[1]) != 0:
-            raise arguments.error(
-                f"feature_rows is {self.feature_rows}; it must be whole tiles of feature_grid {self.feature_grid}"
-            )
-
-    def _check_values(self, arguments: Arguments) -> None:
-        if not torch.equal(self.rows, self.token_rows[self.token_rows >= 0]):
-            raise arguments.error("rows is not token_rows without its padding; leave it out")
-        self._check_rows(arguments, "token_rows", self.token_rows)
-        if len(self.rows.unique()) != len(self.rows):
-            raise arguments.error("token_rows names a row twice; each vision token stands in one place")
-        if self.newline_rows is not None:
-            self._check_rows(arguments, "newline_rows", self.newline_rows)
-            object.__setattr__(self, "newlines_padded", bool((self.newline_rows < 0).any()))
-            rows = torch.cat([self.rows, self.newline_rows[self.newline_rows >= 0]])
-            if len(rows.unique()) != len(rows):
-                raise arguments.error("newline_rows names a row twice, or one of token_rows; each stands in one place")
-        check_index_values(arguments.operator, self.window_index, self.feature_rows)
-        cells = self.num_tiles * self.grid[0] * self.grid[1] if self.grid is not None else 0
-        if self.cells is not None:
-            if ((self.cells < 0) | (self.cells >= cells)).any() or len(self.cells.unique()) != len(self.cells):
-                raise arguments.error(f"cells must be different cells in [0, {cells})")
-        elif self.grid is not None and len(self.rows) != cells:
-            raise arguments.error(
-                f"token_rows holds {len(self.rows)} tokens and the grid has {cells} cells; give the cells of the tokens"
-            )
-        if self.grid is not None and self.feature_grid is not None:
-            windows = windows_of_grid((*self.feature_grid,), (*self.grid,), self.num_tiles)
-            if not torch.equal(self.window_index, windows if self.cells is None else windows[self.cells]):
-                raise arguments.error("window_index is not that of the grid; give no grid with windows of your own")
-
-    def _check_rows(self, arguments: Arguments, name: str, table: Tensor) -> None:
-        """Each row of the table (I, N) is one of its image's sample, or padding."""
-        batch, length = self.sequence_shape
-        outside = (table < -1) | (table >= batch * length)
-        if outside.any():
-            i, n = outside.nonzero()[0].tolist()
-            raise arguments.error(
-                f"{name}[{i}, {n}] is {int(table[i, n])}; it must be -1 (padding) or a row b*T + t in "
-                f"[0, {batch * length})"
-            )
-        elsewhere = (table >= 0) & (table // length != self.image_sample[:, None])
-        if elsewhere.any():
-            i, n = elsewhere.nonzero()[0].tolist()
-            raise arguments.error(
-                f"{name}[{i}, {n}] is in sample {int(table[i, n]) // length}, image_sample[{i}] is "
-                f"{int(self.image_sample[i])}; an image stands in one sample"
-            )
+            check_values(self)
+            if self.newline_rows is not None:
+                object.__setattr__(self, "newlines_padded", bool((self.newline_rows < 0).any()))
 
     @property
     def padded(self) -> bool:

@@ -102,6 +102,41 @@ def recording(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+def shortest_call(
+    overload: Callable[..., Any],
+    implementation: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """A checked call of an operator by the shortest way that what surrounds it allows.
+
+    For operators whose arguments are tensors and numbers: ``autograd.Function`` sees no tensor in a list.
+    """
+    operator = overload.__name__.partition(".")[0]
+
+    class Eager(torch.autograd.Function):
+        """The same autograd rule without torch's dispatcher in the forward pass."""
+
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = implementation(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
+
+    def run(*arguments: Any) -> Any:
+        tensors = [argument for argument in arguments if argument is None or isinstance(argument, Tensor)]
+        refuse_other_modes(operator, tensors)
+        if intercepted(tensors):
+            return overload(*arguments)
+        if not recording(tensors):
+            return implementation(*arguments)
+        return Eager.apply(*arguments)  # type: ignore[no-untyped-call]
+
+    return run
+
+
 def cast_for_autocast(query: Tensor, *arguments: Any) -> Any:
     """``(query, *arguments)`` in autocast's dtype where autocast is on: tensors, lists of tensors, None as it is."""
     if not torch._C._is_any_autocast_enabled():

@@ -134,6 +134,20 @@ def test_saliency_comes_from_the_tower(tower: str, saliency: str) -> None:
     assert moved[1] == 0
 
 
+@pytest.mark.parametrize("kind", ["llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_a_model_on_several_devices_carries_its_features_along(kind: str) -> None:
+    """As ``device_map="auto"``: accelerate's hooks make every output anew that passes them."""
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny.patched(kind)
+    inputs = tiny.batch(model, kind, [[0, 1], []])
+    options: list[dict[str, Any]] = [{}, {"use_cache": False}, {"num_beams": 2, "num_return_sequences": 2}]
+    logits, tokens = model(**inputs).logits, [tiny.generate(model, inputs, **given) for given in options]
+    model = accelerate.dispatch_model(model, device_map={"": "cpu"}, force_hooks=True)
+    assert torch.equal(model(**inputs).logits, logits)
+    for given, expected in zip(options, tokens, strict=True):
+        assert torch.equal(tiny.generate(model, inputs, **given), expected)
+
+
 def test_levels_lie_where_the_paper_has_them() -> None:
     assert _levels(None, 24) == (7, 15, 23)
     assert _levels(None, 32) == (9, 20, 31)
@@ -142,6 +156,7 @@ def test_levels_lie_where_the_paper_has_them() -> None:
 
 
 REFUSALS = [
+    ({"layers": ()}, "layers is empty"),
     ({"layers": (5,)}, r"layers has 5; it must be 1 to 4"),
     ({"layers": (1, 1)}, "names a layer twice"),
     ({"position": "beside"}, "'after' or 'before'"),
@@ -149,6 +164,7 @@ REFUSALS = [
     ({"levels": (3, -1)}, "none twice"),
     ({"levels": ()}, "at least one"),
     ({"neighborhood": (1, -1)}, r"two integers \(r_h, r_w\)"),
+    ({"neighborhood": (1, 1, 1)}, r"two integers \(r_h, r_w\)"),
     ({"interaction": "global"}, "interaction is 'global'; it must be 'local'"),
     ({"saliency": "value"}, "no CLIP or SigLIP tower"),
     ({"feature_dims": (3,)}, "feature_dims is given"),
@@ -164,6 +180,22 @@ def test_a_refusal_leaves_the_model_as_it_was(options: dict[str, Any], message: 
     with pytest.raises(ValueError, match=message):
         apply_vision_remember(model, **({"levels": (1, 2), "num_heads": 4} | options))
     assert traces(model) == before
+
+
+@pytest.mark.parametrize("options", [{"layers": 1}, {"levels": 2}, {"neighborhood": 1}])
+def test_numbers_in_the_place_of_sequences_are_named(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(TypeError, match=rf"{name} is {options[name]}; it must be a tuple or a list of int"):
+        apply_vision_remember(tiny.model("qwen2_vl"), num_heads=4, **options)
+
+
+@pytest.mark.parametrize("form", ["width", "dtype"])
+def test_a_prompt_mask_of_another_form_is_refused(form: str) -> None:
+    model = tiny.patched("llava")
+    inputs = tiny.batch(model, "llava", [[0]])
+    mask = inputs["attention_mask"] if form == "dtype" else inputs["attention_mask"].bool().repeat(1, 2)
+    with pytest.raises(ValueError, match=r"prompt_mask .* must be \(B, T\)"):
+        model(**inputs, prompt_mask=mask)
 
 
 def test_models_of_other_types_are_refused_with_the_list() -> None:

@@ -95,10 +95,14 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
 
 @each_family
 def test_hidden_states_that_are_asked_for_have_passed_the_blocks(kind: str) -> None:
-    model, refreshed = tiny.patched(kind), []
+    model, refreshed = tiny.model(kind), []
+    inputs = tiny.batch(model, kind, [[0]])
+    model(**inputs, output_hidden_states=True)  # transformers' own hooks stand on the layers before ours do
+    tiny.apply_vision_remember(model, layers=tiny.LAYERS, levels=(1, 2), num_heads=4)
+    tiny.randomise_blocks(model)
     for block in tiny.blocks(model):
         block.register_forward_hook(lambda block, args, output: refreshed.append(output))
-    states = model(**tiny.batch(model, kind, [[0]]), output_hidden_states=True).hidden_states
+    states = model(**inputs, output_hidden_states=True).hidden_states
     for number, output in zip(tiny.LAYERS, refreshed, strict=True):
         assert torch.equal(states[number], output)
 

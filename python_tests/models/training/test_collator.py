@@ -34,3 +34,4 @@ def test_samples_without_images_make_a_batch_without_pixels() -> None:
     assert set(batch) == {"input_ids", "labels", "attention_mask"}
     assert batch["input_ids"].tolist() == [[4, 5], [4, 9]]
     assert batch["labels"].tolist() == [[-100, 5], [-100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]

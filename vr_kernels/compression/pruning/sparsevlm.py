@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,11 +51,11 @@ def text_raters(embeddings: Tensor, vision: Tensor, valid: Tensor | None = None)
     return raters
 
 
-def rate_by_text(query: Tensor, key: Tensor, raters: Tensor, valid: Tensor | None = None) -> Tensor:
+def rate_by_text(queries: Sequence[Tensor], key: Tensor, raters: Tensor, valid: Tensor | None = None) -> Tensor:
     """The attention that the raters of each sequence pay, averaged over heads and raters.
 
     Args:
-        query: (B, N, h, d), after RoPE, of which only the raters' rows are read.
+        queries: of each sequence its raters' (R, h, d), in order, after RoPE.
         key: (B, N, h_kv, d), after RoPE; h_kv divides h.
         raters: (B, N) bool, ``text_raters``.
         valid: (B, N) bool, False at padding; None: no padding.
@@ -62,14 +64,14 @@ def rate_by_text(query: Tensor, key: Tensor, raters: Tensor, valid: Tensor | Non
         (B, N) float32 (float64 for float64). No gradient.
 
     >>> raters = torch.tensor([[False, False, True, True]])
-    >>> rate_by_text(torch.randn(1, 4, 4, 8), torch.randn(1, 4, 2, 8), raters).shape
+    >>> rate_by_text([torch.randn(2, 4, 8)], torch.randn(1, 4, 2, 8), raters).shape
     torch.Size([1, 4])
     """
     check_mask("rate_by_text", "raters", raters, key.shape[:2])
     scores = []
-    for b in range(key.shape[0]):
+    for b, query in enumerate(queries):
         rows = raters[b].nonzero()[:, 0]
-        scores.append(attention_of_rows(query[b, rows], key[b], rows, None if valid is None else valid[b]))
+        scores.append(attention_of_rows(query, key[b], rows, None if valid is None else valid[b]))
     return torch.stack(scores)
 
 

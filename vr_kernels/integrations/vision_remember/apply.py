@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -80,7 +80,8 @@ def apply_vision_remember(
 
     Raises:
         ValueError: another type of model; a model that has blocks already, or whose encoding was replaced
-            (``apply_visionzip``); layers, levels or fields that do not fit. The model is then as it was.
+            (``apply_visionzip``); layers, levels or fields that do not fit. TypeError: layers, levels or neighborhood
+            that are no sequences; a model that is no module. The model is then as it was.
 
     >>> from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
     >>> vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
@@ -119,11 +120,17 @@ def plan(
     **config: Any,
 ) -> Patch:
     """The choices, checked against the model."""
+    for name, value in (("layers", layers), ("levels", levels), ("neighborhood", neighborhood)):
+        if not isinstance(value, (tuple, list)) and not (name == "levels" and value is None):
+            raise TypeError(f"apply_vision_remember: {name} is {value!r}; it must be a tuple or a list of int")
+    if not layers:
+        _refuse("layers is empty; it must name at least one decoder layer")
     check_layers("apply_vision_remember", tuple(layers), len(inner.language_model.layers), position)
     resolved = _levels(levels, len(family_of(inner).blocks(inner)))
-    around = (neighborhood[0], neighborhood[1])
-    if len(neighborhood) != 2 or not all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in around):
+    reach = all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in neighborhood)
+    if len(neighborhood) != 2 or not reach:
         _refuse(f"neighborhood is {neighborhood!r}; it must be two integers (r_h, r_w) of at least 0")
+    around = (neighborhood[0], neighborhood[1])
     return Patch(
         tuple(layers), resolved, position, around, _config(inner, bidirectional, len(resolved), around, config)
     )
@@ -272,5 +279,5 @@ def _like(layer: nn.Module) -> torch.Tensor:
     return next(parameter for parameter in layer.parameters() if parameter.dtype in computed)
 
 
-def _refuse(what: str) -> None:
+def _refuse(what: str) -> NoReturn:
     raise ValueError(f"apply_vision_remember: {what}")

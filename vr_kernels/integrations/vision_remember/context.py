@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +28,13 @@ class VisionRememberContext:
     features: tuple[Tensor, ...] | None  # one a level
     saliency: Tensor | None
     text_mask: Tensor | None  # (B, T)
+    position_ids: Tensor | None = None  # (B, T), for blocks with rotary positions
+
+    @property
+    def options(self) -> dict[str, Tensor]:
+        """What goes to a block by name, where it is there at all."""
+        values = {"saliency": self.saliency, "text_mask": self.text_mask, "position_ids": self.position_ids}
+        return {name: value for name, value in values.items() if value is not None}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> VisionRememberContext:
         """On the device of a layer; accelerate calls it too, where a model lies on several devices."""
@@ -41,6 +50,7 @@ class VisionRememberContext:
             None if self.features is None else tuple(level.to(device) for level in self.features),
             moved(self.saliency),
             moved(self.text_mask),
+            moved(self.position_ids),
         )
 
 
@@ -52,6 +62,8 @@ def context_of_images(
     text_mask: Tensor | None,
     grid: tuple[int, int] | None = None,
     tiles_apart: bool = False,
+    newline_keys: bool = False,
+    position_ids: Tensor | None = None,
 ) -> VisionRememberContext:
     """The context of a batch whose images stand, one after the other, at the slots of ``image_mask``.
 
@@ -61,6 +73,7 @@ def context_of_images(
         dtype: of the hidden states, which the features take.
         text_mask: (B, T) bool, the prompt's text.
         grid: (n_h, n_w) tokens of a tile, where ``images`` has cells of such a grid.
+        newline_keys: whether the blocks read newlines. position_ids: (B, T), where they read those.
         tiles_apart: each of ``images`` is a tile, and those whose slots follow one another are one image.
 
     Raises:
@@ -93,9 +106,16 @@ def context_of_images(
         tiles = [len(level) for level in images.levels[0]]
         height, width = images.levels[0][0].shape[1:3]
         vision_map = _map_of_cells(mask, places, tiles, grid, (int(height), int(width)))
+    facts: dict[str, Any] = {}
+    if newline_keys:
+        facts["newline_rows"] = _newline_rows(mask, places, vision_map)
+    if text_mask is not None:
+        facts["text_in_every_sample"] = bool(text_mask.any(1).cpu()[vision_map.image_sample].all())
+    if facts:
+        vision_map = dataclasses.replace(vision_map, **facts)
     features = tuple(torch.cat(list(level)).to(device, dtype) for level in images.levels)
     saliency = None if images.saliency is None else torch.cat(list(images.saliency)).to(device)
-    return VisionRememberContext(vision_map.to(device), features, saliency, text_mask)
+    return VisionRememberContext(vision_map.to(device), features, saliency, text_mask, position_ids)
 
 
 def context_without_images(image_mask: Tensor) -> VisionRememberContext:
@@ -114,10 +134,15 @@ def prompt_text(image_mask: Tensor, *, attention_mask: object = None, prompt_mas
         prompt_mask: (B, T0 <= T) bool, True in the prompt; None: everything is. What lies past T0 was generated.
 
     Raises:
-        ValueError: a mask of another form that does not say which tokens are padding.
+        ValueError: a prompt_mask of another form; an attention_mask that does not say which tokens are padding.
     """
     text = ~image_mask
     if prompt_mask is not None:
+        if prompt_mask.dtype != torch.bool or prompt_mask.dim() != 2 or not _fits(prompt_mask, text):
+            raise ValueError(
+                f"vision_remember: prompt_mask is {prompt_mask.dtype} {tuple(prompt_mask.shape)}; it must be (B, T) "
+                f"{tuple(text.shape)} of bool, or shorter where the rest was generated"
+            )
         missing = text.shape[1] - prompt_mask.shape[1]
         text = text & torch.nn.functional.pad(prompt_mask.to(text.device), (0, missing))
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
@@ -128,6 +153,10 @@ def prompt_text(image_mask: Tensor, *, attention_mask: object = None, prompt_mas
             "(B, T) as well, True at the prompt's valid tokens"
         )
     return text
+
+
+def _fits(prompt_mask: Tensor, text: Tensor) -> bool:
+    return len(prompt_mask) == len(text) and prompt_mask.shape[1] <= text.shape[1]
 
 
 def prompt_of_labels(labels: Tensor, ignore_index: int = -100) -> Tensor:
@@ -180,3 +209,16 @@ def _map_of_windows(mask: Tensor, places: Sequence[Tensor], rows: Sequence[int],
         sequence_shape=(mask.shape[0], length),
         feature_rows=first,
     )
+
+
+def _newline_rows(mask: Tensor, places: Sequence[Tensor], vision_map: VisionTokenMap) -> Tensor:
+    """(I, M), the slots of each of the map's images that are no vision tokens."""
+    image_of_row = torch.full((mask.numel(),), -1, dtype=torch.int64)
+    for image, rows in enumerate(vision_map.token_rows):
+        image_of_row[rows[rows >= 0]] = image
+    newlines: list[list[Tensor]] = [[] for _ in vision_map.token_rows]
+    for rows, table in zip(mask.flatten().nonzero()[:, 0].split([len(p) for p in places]), places, strict=True):
+        is_token = (table >= 0).any(1)
+        if is_token.any():  # else nobody reads the image's newlines
+            newlines[int(image_of_row[rows[is_token][0]])].append(rows[~is_token])
+    return torch.nn.utils.rnn.pad_sequence([torch.cat(parts) for parts in newlines], batch_first=True, padding_value=-1)

@@ -2,7 +2,8 @@
 
 ``generate()`` encodes images before the first forward pass, and repeats what it knows of for beams: of an encoder's
 output these are ``pooler_output`` and ``deepstack_features``, lists with an entry an image. So everything here is such
-lists, behind those that the model itself may have.
+lists, behind those that the model itself may have. Where a model lies on several devices, accelerate makes each output
+anew from its items, and attributes are lost: so the lists are an item as well.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+ITEM = "carried_features"  # of an output: the lists once more
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class EncodedImages:
         saliency = [] if self.saliency is None else [list(self.saliency)]
         carried = [*map(list, self.levels), *saliency, list(self.places)]
         outputs.deepstack_features = [*(getattr(outputs, "deepstack_features", None) or []), *carried]
+        outputs[ITEM] = outputs.deepstack_features
         return outputs
 
     @classmethod
@@ -47,7 +51,7 @@ class EncodedImages:
         Raises:
             ValueError: it carries nothing, because the prefill was cut up or the model encoded the image elsewhere.
         """
-        carried = getattr(outputs, "deepstack_features", None) or []
+        carried = getattr(outputs, "deepstack_features", None) or outputs.get(ITEM) or []
         own = len(carried) - (num_levels + int(saliency) + 1)
         if own < 0:
             raise ValueError(
@@ -56,6 +60,7 @@ class EncodedImages:
             )
         plain = copy.copy(outputs)
         plain.deepstack_features = carried[:own] or None
+        plain[ITEM] = None
         levels = tuple(carried[own : own + num_levels])
         return cls(levels, places=carried[-1], saliency=carried[-2] if saliency else None), plain
 
@@ -69,7 +74,8 @@ def note_prompt(mm_encoder_outputs: Any, input_ids: Tensor | None, attention_mas
     image = (mm_encoder_outputs or {}).get("image")
     if image is None:
         return
+    image[ITEM] = getattr(image, "deepstack_features", None)  # by now repeated for beams
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-        image.prompt_mask = attention_mask.bool()
+        image["prompt_mask"] = attention_mask.bool()
     elif input_ids is not None:
-        image.prompt_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        image["prompt_mask"] = torch.ones_like(input_ids, dtype=torch.bool)

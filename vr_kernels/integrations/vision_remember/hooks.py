@@ -99,6 +99,4 @@ def _refresh_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 def _refreshed(layer: nn.Module, hidden_states: Tensor, context: VisionRememberContext) -> Tensor:
     context = context.to(hidden_states.device)
     block: nn.Module = getattr(layer, NAME)
-    return block(  # type: ignore[no-any-return]
-        hidden_states, context.vision_map, context.features, saliency=context.saliency, text_mask=context.text_mask
-    )
+    return block(hidden_states, context.vision_map, context.features, **context.options)  # type: ignore[no-any-return]

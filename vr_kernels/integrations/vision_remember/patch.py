@@ -129,11 +129,9 @@ def add_context(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
     context, plain = prefill_context(
         image_slots(embedding, inner.config.image_token_id, kwargs.get("input_ids"), inputs_embeds),
         outputs,
-        num_levels=len(patch.levels),
-        saliency=patch.config.saliency != "none",
+        patch.config,
         tiles_apart=family_of(inner).tiles_apart,
         dtype=embedding.weight.dtype if inputs_embeds is None else inputs_embeds.dtype,
-        text_guided="bidirectional" in patch.config.layers and patch.config.text_guide != "none",
         training=touch_all,
         prompt_mask=prompt_mask,
         **{name: kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values", "cu_seq_lens_q")},

@@ -14,18 +14,17 @@ from vr_kernels.integrations.vision_remember.context import (
     prompt_text,
 )
 from vr_kernels.integrations.vision_remember.encoded import EncodedImages
+from vr_kernels.nn import VisionRememberConfig
 
 
 def prefill_context(
     image_mask: Tensor,
     outputs: Any | None,
+    config: VisionRememberConfig,
     *,
-    num_levels: int,
     dtype: torch.dtype,
-    saliency: bool = False,
     grid: tuple[int, int] | None = None,
     tiles_apart: bool = False,
-    text_guided: bool = False,
     training: bool = False,
     attention_mask: object = None,
     position_ids: Tensor | None = None,
@@ -40,8 +39,8 @@ def prefill_context(
     Args:
         image_mask: (B, T) bool, the image slots of the tokens in this pass.
         outputs: the encoder's output, with ``EncodedImages``, or None.
-        num_levels, saliency, grid, tiles_apart: of those ``EncodedImages``.
-        dtype: of the hidden states. text_guided: whether the blocks want the prompt's text.
+        config: of the blocks. grid, tiles_apart: of the ``EncodedImages``.
+        dtype: of the hidden states.
         others: the forward's own arguments.
 
     Raises:
@@ -49,7 +48,7 @@ def prefill_context(
     """
     if outputs is None:
         return (context_without_images(image_mask) if training else None), None
-    images, plain = EncodedImages.detach(outputs, num_levels, saliency=saliency)
+    images, plain = EncodedImages.detach(outputs, len(config.feature_dims), saliency=config.saliency != "none")
     cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     if cached > 0:
         raise ValueError(
@@ -61,16 +60,25 @@ def prefill_context(
             "vision_remember: several samples are packed into one sequence; give one sample a row, for image tokens "
             "attend to the text of their row"
         )
-    text = None
-    if text_guided:
+    text, bidirectional = None, "bidirectional" in config.layers
+    if bidirectional and config.text_guide != "none":
         noted = getattr(outputs, "prompt_mask", None)
         text = prompt_text(
             image_mask, attention_mask=attention_mask, prompt_mask=noted if prompt_mask is None else prompt_mask
         )
-    return (
-        context_of_images(image_mask, images, dtype=dtype, text_mask=text, grid=grid, tiles_apart=tiles_apart),
-        plain,
+    if position_ids is not None and position_ids.dim() == 3:
+        position_ids = position_ids[0]
+    context = context_of_images(
+        image_mask,
+        images,
+        dtype=dtype,
+        text_mask=text,
+        grid=grid,
+        tiles_apart=tiles_apart,
+        newline_keys=bidirectional and config.newline_keys,
+        position_ids=position_ids if bidirectional and config.bidirectional_rope_theta is not None else None,
     )
+    return context, plain
 
 
 def image_slots(

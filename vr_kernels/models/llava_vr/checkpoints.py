@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from vr_kernels.integrations.vision_remember import insert_blocks, remove_blocks
 from vr_kernels.models.llava_vr._transformers import register_renamings
 from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
+from vr_kernels.nn import VisionRemember
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,7 +105,7 @@ def _adopt(model: Any, tower: nn.Module, language_model: Any) -> None:
     """Put the parts into a model without weights, and make what no part has."""
     inner, config = model.model, model.config
     decoder = language_model.base_model
-    blocks = {number: inner.new_block() for number in config.vr_layers}
+    blocks = {number: VisionRemember(config.vision_remember) for number in config.vr_layers}
     remove_blocks(decoder.layers)
     insert_blocks(decoder.layers, blocks, position=config.vr_position)
     inner.vision_tower, inner.language_model = tower, decoder

@@ -23,7 +23,7 @@ from vr_kernels.models.llava_vr._transformers import LlavaNextPreTrainedModel, c
 from vr_kernels.models.llava_vr.checkpoints import ComposedOfParts
 from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
 from vr_kernels.models.llava_vr.refusals import CONFIGURED, check_encoding, check_generation
-from vr_kernels.models.llava_vr.slots import canvas_of_image, tokens_of_image
+from vr_kernels.models.llava_vr.slots import slots_of_images, stack_tiles
 from vr_kernels.nn import VisionRemember
 
 
@@ -69,13 +69,9 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.vocab_size = config.text_config.vocab_size
         self.language_model = AutoModel.from_config(config.text_config)
-        blocks = {number: self.new_block() for number in config.vr_layers}
+        blocks = {number: VisionRemember(config.vision_remember) for number in config.vr_layers}
         insert_blocks(self.language_model.layers, blocks, position=config.vr_position)
         self.post_init()
-
-    def new_block(self) -> VisionRemember:
-        """A block as the config wants it, which changes nothing yet."""
-        return VisionRemember(self.config.vision_remember)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def get_image_features(
@@ -93,13 +89,12 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
             carries the blocks' ``EncodedImages``.
 
         Raises:
-            ValueError: AnyRes without sizes; position embeddings to be interpolated, whose grids have no windows; other
-                levels or rows than the config's.
+            ValueError: AnyRes without sizes, or with other tiles than they ask for; position embeddings to be
+                interpolated, whose grids have no windows; other levels or rows than the config's.
         """
         check_encoding(type(self).__name__, self.config, kwargs)
-        slots, tiles = self._slots(len(pixel_values), image_sizes)
-        if pixel_values.dim() == 5:
-            pixel_values = torch.cat([image[:count] for image, count in zip(pixel_values, tiles, strict=True)])
+        slots, tiles = slots_of_images(self.config, self.multi_modal_projector, len(pixel_values), image_sizes)
+        pixel_values = stack_tiles(type(self).__name__, pixel_values, tiles)
         config = self.config
         captured = capture_features(
             self.vision_tower,
@@ -109,7 +104,13 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         )
         with captured:
             self.vision_tower(pixel_values, **{k: v for k, v in kwargs.items() if k not in CONFIGURED})
-        levels = dict(zip(captured.levels, captured.features, strict=True))  # (tiles of all images, H, W, D_v)
+        states, saliency = captured.features, captured.saliency
+        if not (pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())):
+            # A frozen tower has no graph, even if its embeddings were made to require gradients for reentrant
+            # checkpoints: those of two blocks would run back through it twice.
+            states = tuple(level.detach() for level in states)
+            saliency = None if saliency is None else saliency.detach()
+        levels = dict(zip(captured.levels, states, strict=True))  # (tiles of all images, H, W, D_v)
         tokens = self.multi_modal_projector([levels[level] for level in config.projector_levels]).tokens
         packed = [
             # A newline's number, -1, is the last row.
@@ -118,30 +119,14 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         ]
         outputs = BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=packed)
         if config.vr_layers:
-            saliency = None if captured.saliency is None else captured.saliency.split(tiles)
-            features = tuple(levels[level].split(tiles) for level in config.vr_levels)
-            EncodedImages(features, [table[:, None] for table in slots], saliency).attach(outputs)
+            read = tuple(levels[level].split(tiles) for level in config.vr_levels)
+            salient = None if saliency is None else saliency.split(tiles)
+            EncodedImages(read, [table[:, None] for table in slots], salient).attach(outputs)
         return outputs
 
     def _grid(self) -> tuple[int, int]:
         """(n_h, n_w) cells of a tile."""
         return self.multi_modal_projector.output_grid(*self.config.feature_grid)
-
-    def _slots(self, images: int, image_sizes: Tensor | None) -> tuple[list[Tensor], list[int]]:
-        """What stands in each image's slots, and how many tiles each has."""
-        config = self.config
-        pinpoints, tile_size = config.image_grid_pinpoints or [], config.vision_config.image_size
-        if pinpoints and image_sizes is None:
-            raise ValueError(
-                f"{type(self).__name__}: image_sizes is None; with AnyRes it must hold each image's height and width"
-            )
-        sizes = [(tile_size, tile_size)] * images  # any will do for one tile
-        if pinpoints:
-            sizes = [(int(height), int(width)) for height, width in torch.as_tensor(image_sizes).tolist()]
-        tokens_per_cell = self.multi_modal_projector.tokens_per_cell
-        slots = [tokens_of_image(size, pinpoints, tile_size, self._grid(), tokens_per_cell) for size in sizes]
-        canvases = [canvas_of_image(size, pinpoints, tile_size) for size in sizes]
-        return slots, [1 if canvas is None else 1 + canvas[0] * canvas[1] for canvas in canvases]
 
     def forward(
         self,
@@ -174,11 +159,9 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
             kwargs["vision_remember"], plain = prefill_context(
                 image_slots(embedding, config.image_token_id, input_ids, inputs_embeds),
                 encoded.get("image"),
-                num_levels=len(config.vr_levels),
-                saliency=config.vr_saliency != "none",
+                config.vision_remember,
                 grid=self._grid(),
                 dtype=embedding.weight.dtype,
-                text_guided=config.vision_remember.text_guide != "none",
                 training=touch_all,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -211,6 +194,10 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
 
 class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, LlavaNextForConditionalGeneration):
     """LLaVA-VR: images and text in, text out. Generates, trains, saves and loads as every model of transformers.
+
+    ``from_pretrained`` takes fields of the config, and also files of LLaVA-NeXT and LLaVA-OneVision in every layout
+    they had, the authors' own among them (with ``config=LlavaVRConfig(...)``); what these lack is new, and is listed.
+    ``ignore_mismatched_sizes=True`` lets a projector of another shape be new too.
 
     >>> from transformers import CLIPVisionConfig, Qwen2Config
     >>> vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from vr_kernels.compression.anyres_grid import anyres_cells
+from vr_kernels.compression.projectors import Projector
 from vr_kernels.models.llava_vr._transformers import select_best_resolution
+from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
 
 
 def canvas_of_image(
@@ -19,6 +21,45 @@ def canvas_of_image(
         return None
     height, width = select_best_resolution(image_size, [tuple(pinpoint) for pinpoint in pinpoints])
     return height // tile_size, width // tile_size
+
+
+def slots_of_images(
+    config: LlavaVRConfig, projector: Projector, images: int, image_sizes: Tensor | None
+) -> tuple[list[Tensor], list[int]]:
+    """What stands in each image's slots (``tokens_of_image``), and how many tiles each image has.
+
+    Args:
+        image_sizes: (images, 2), height and width of the originals; None where there is no AnyRes.
+
+    Raises:
+        ValueError: AnyRes without sizes.
+    """
+    pinpoints, tile_size = config.image_grid_pinpoints or [], config.vision_config.image_size
+    sizes = [(tile_size, tile_size)] * images  # any will do for one tile
+    if pinpoints:
+        if image_sizes is None:
+            raise ValueError("LlavaVR: image_sizes is None; with AnyRes it must hold each image's height and width")
+        sizes = [(int(height), int(width)) for height, width in torch.as_tensor(image_sizes).tolist()]
+    grid = projector.output_grid(*config.feature_grid)
+    slots = [tokens_of_image(size, pinpoints, tile_size, grid, projector.tokens_per_cell) for size in sizes]
+    canvases = [canvas_of_image(size, pinpoints, tile_size) for size in sizes]
+    return slots, [1 if canvas is None else 1 + canvas[0] * canvas[1] for canvas in canvases]
+
+
+def stack_tiles(name: str, pixel_values: Tensor, tiles: Sequence[int]) -> Tensor:
+    """(images, most tiles, 3, H, W), padded, or (tiles, 3, H, W) -> (tiles, 3, H, W), image by image.
+
+    Raises:
+        ValueError: other tiles than the images have by their sizes.
+    """
+    if pixel_values.dim() == 5 and len(pixel_values) == len(tiles) and pixel_values.shape[1] >= max(tiles, default=0):
+        return torch.cat([image[:count] for image, count in zip(pixel_values, tiles, strict=True)])
+    if pixel_values.dim() == 4 and len(pixel_values) == sum(tiles):
+        return pixel_values
+    raise ValueError(
+        f"{name}: pixel_values has shape {tuple(pixel_values.shape)}; it must be (images, tiles, 3, H, W) or "
+        f"(tiles, 3, H, W), and by their sizes the {len(tiles)} images have {', '.join(map(str, tiles))} tiles"
+    )
 
 
 def tokens_of_image(

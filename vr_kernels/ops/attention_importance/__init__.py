@@ -88,7 +88,8 @@ def row_weights(
         return reference.attention_importance(
             query_rows, key, key_mask=key_mask, cu_seqlens=cu_seqlens, softmax=softmax, scale=scale
         )
-    return op.run(query_rows, key, key_mask, cu_seqlens, softmax, scale, backend)
+    weights: Tensor = op.run(query_rows, key, key_mask, cu_seqlens, softmax, scale, backend)
+    return weights
 
 
 def _request(

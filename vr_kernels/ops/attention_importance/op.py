@@ -8,13 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import (
-    define_operator,
-    intercepted,
-    recording,
-    refuse_double_backward,
-    refuse_other_modes,
-)
+from vr_kernels.ops._registration import define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops.attention_importance.native import NativeRows
 from vr_kernels.ops.attention_importance.triton import TritonRows
 
@@ -109,41 +103,8 @@ def _autograd(ctx: Any, grad: Any) -> Any:
     return (*wanted, None, None, None, None, None)
 
 
-class EagerAttentionImportance(torch.autograd.Function):
-    """The same autograd rule without torch's dispatcher in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        output = forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _autograd(ctx, *grads)
-
-
 attention_importance_backward = define_operator(
     BACKWARD_SCHEMA, _backward, _fake_backward, backward=refuse_double_backward("attention_importance")
 )
 attention_importance = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
-
-
-def run(
-    query_rows: Tensor,
-    key: Tensor,
-    key_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    softmax: bool,
-    scale: float,
-    backend: str,
-) -> Tensor:
-    """One checked call, by the shortest way that what surrounds it allows."""
-    tensors = (query_rows, key, key_mask, cu_seqlens)
-    refuse_other_modes("attention_importance", tensors)
-    arguments = (query_rows, key, key_mask, cu_seqlens, softmax, scale, backend)
-    if intercepted(tensors):
-        return attention_importance(*arguments)  # type: ignore[no-any-return]
-    if not recording(tensors):
-        return forward(*arguments)
-    return EagerAttentionImportance.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+run = shortest_call(attention_importance, forward, _setup_context, _autograd)

@@ -8,13 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import (
-    define_operator,
-    intercepted,
-    recording,
-    refuse_double_backward,
-    refuse_other_modes,
-)
+from vr_kernels.ops._registration import define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops.attention_received import blocked, native, triton
 
 # Returns the sum over the rows of every head's weights, (B, h, N) or packed (h, T), float32 (float64 for float64).
@@ -91,40 +85,8 @@ def _autograd(ctx: Any, grad: Any) -> Any:
     return d_query, d_key, None, d_lse, None, None, None
 
 
-class EagerAttentionReceived(torch.autograd.Function):
-    """The same autograd rule without torch's dispatcher in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        _setup_context(ctx, inputs, None)
-        return forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _autograd(ctx, *grads)
-
-
 attention_received_backward = define_operator(
     BACKWARD_SCHEMA, _backward, _fake_backward, backward=refuse_double_backward("attention_received")
 )
 attention_received = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
-
-
-def run(
-    query: Tensor,
-    key: Tensor,
-    cu_seqlens: Tensor | None,
-    lse: Tensor | None,
-    causal: bool,
-    scale: float,
-    backend: str,
-) -> Tensor:
-    """One checked call, by the shortest way that what surrounds it allows."""
-    tensors = (query, key, cu_seqlens, lse)
-    refuse_other_modes("attention_received", tensors)
-    arguments = (query, key, cu_seqlens, lse, causal, scale, backend)
-    if intercepted(tensors):
-        return attention_received(*arguments)  # type: ignore[no-any-return]
-    if not recording(tensors):
-        return forward(*arguments)
-    return EagerAttentionReceived.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+run = shortest_call(attention_received, forward, _setup_context, _autograd)

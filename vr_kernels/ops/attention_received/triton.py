@@ -64,13 +64,23 @@ def backward(
             }
             if needs_query or needs_lse or lse is None:
                 kernels.received_rows_gradient[(_programs(query, query.shape[-2]),)](
-                    d_query=Heads.of(d_query) if needs_query else None, NEEDS_QUERY=needs_query, **arguments
+                    p_spoilt=_spoilt(key),
+                    d_query=Heads.of(d_query) if needs_query else None,
+                    NEEDS_QUERY=needs_query,
+                    **arguments,
                 )
             if needs_key:
-                kernels.received_key_gradient[(_programs(query, key.shape[-2]),)](d_key=Heads.of(d_key), **arguments)
+                kernels.received_key_gradient[(_programs(query, key.shape[-2]),)](
+                    p_spoilt=_spoilt(query), d_key=Heads.of(d_key), **arguments
+                )
         if needs_lse:
             d_lse.copy_(total.transpose(-1, -2)).neg_()
     return [d_query, d_key, d_lse]
+
+
+def _spoilt(heads: Tensor) -> Tensor:
+    """NaN for each head that holds what is no number, else 0: (B, h, N) or (h, T) float32, contiguous."""
+    return (heads * 0).sum(-1, dtype=torch.float32).transpose(-1, -2).contiguous()
 
 
 def _log_sum_exp(lse: Tensor | None, like: Tensor, problem: dict[str, Any]) -> Tensor:

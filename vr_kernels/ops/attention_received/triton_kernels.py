@@ -2,6 +2,10 @@
 
 A program owns a block of rows or of columns of one head and passes over the others that may see it. Packed tokens lie
 in one batch; a block may hold several sequences. Scores, softmax and sums are float32.
+
+Gradients have one more input, p_spoilt: NaN for a head that holds what is no number, else 0. Such a head is read as
+zeros, and its NaN goes in with the numbers of its row or column, where it is seen: as an operand of a product it would
+spoil those that do not see it, 0 times NaN being NaN.
 """
 
 # mypy: ignore-errors
@@ -53,22 +57,14 @@ def _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL: tl.c
 
 @triton.jit
 def _weights(b_scores, b_lse):
-    """exp(scores - lse), 0 where a column is not seen, whatever the lse."""
-    return _where_seen(b_scores, tl.exp(b_scores - b_lse[:, None]))
+    """exp(scores - lse)."""
+    return tl.exp(b_scores - b_lse[:, None])
 
 
 @triton.jit
 def _where_seen(b_scores, b_tile):
-    """A tile's numbers, 0 where a column is not seen: a weight of 0 would not silence a neighbour's NaN."""
+    """A tile's numbers, 0 where a column is not seen, whatever stands there: a factor of 0 would leave NaN."""
     return tl.where(b_scores == -float("inf"), 0.0, b_tile)
-
-
-@triton.jit
-def _finite(b_rows):
-    """Rows as the other operand of gradients of scores, which are 0 where a row is not seen, 0 for what is no number:
-    a row that is seen has made those gradients NaN already, and they need no second NaN from here."""
-    b_magnitude = tl.abs(b_rows.to(tl.float32))
-    return tl.where(b_magnitude < float("inf"), b_rows, tl.zeros_like(b_rows))
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -132,7 +128,7 @@ def received_forward(
         b_query = load_heads(query, i_batch, i_row, i_head, i_row < tokens, WIDTH, BLOCK_D)
         b_lse = tl.load(p_lse + o_sums + i_row, mask=i_row < tokens, other=0.0)
         b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
-        b_columns += tl.sum(_weights(b_scores, b_lse), 0)
+        b_columns += tl.sum(_where_seen(b_scores, _weights(b_scores, b_lse)), 0)
     tl.store(p_columns + o_sums + i_column, b_columns, mask=i_column < tokens)
 
 
@@ -144,6 +140,7 @@ def received_rows_gradient(
     p_lse,
     p_grad,
     p_total,
+    p_spoilt,
     d_query,
     scale,
     tokens,
@@ -177,14 +174,17 @@ def received_rows_gradient(
     if NEEDS_QUERY:
         if GIVEN_LSE:
             b_total = tl.zeros((BLOCK,), tl.float32)
+        o_keys = (i_batch * (HEADS // GROUPS) + i_head // GROUPS) * tokens
         b_d_query = tl.zeros((BLOCK, BLOCK_D), tl.float32)
         for i in range(i_begin, i_end, BLOCK):
             i_column = i + tl.arange(0, BLOCK)
-            b_key = load_heads(key, i_batch, i_column, i_head // GROUPS, i_column < tokens, WIDTH, BLOCK_D)
-            b_grad = tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
+            b_spoilt = tl.load(p_spoilt + o_keys + i_column, mask=i_column < tokens, other=0.0)
+            m_key = (i_column < tokens) & (b_spoilt == 0.0)
+            b_key = load_heads(key, i_batch, i_column, i_head // GROUPS, m_key, WIDTH, BLOCK_D)
+            b_grad = b_spoilt + tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
             b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
             b_d_scores = _where_seen(b_scores, _weights(b_scores, b_lse) * (b_grad[None, :] - b_total[:, None]))
-            b_d_query = tl.dot(b_d_scores.to(OPERAND), _finite(b_key.to(OPERAND)), b_d_query, input_precision="ieee")
+            b_d_query = tl.dot(b_d_scores.to(OPERAND), b_key.to(OPERAND), b_d_query, input_precision="ieee")
         store_heads(d_query, b_d_query * scale, i_batch, i_row, i_head, i_row < tokens, WIDTH, BLOCK_D)
 
 
@@ -196,6 +196,7 @@ def received_key_gradient(
     p_lse,
     p_grad,
     p_total,
+    p_spoilt,
     d_key,
     scale,
     tokens,
@@ -223,8 +224,10 @@ def received_key_gradient(
         b_grad = tl.load(p_grad + o_sums + i_column, mask=i_column < tokens, other=0.0)
         for i in range(i_begin, i_end, BLOCK):
             i_row = i + tl.arange(0, BLOCK)
-            b_query = load_heads(query, i_batch, i_row, i_head, i_row < tokens, WIDTH, BLOCK_D)
-            b_lse = tl.load(p_lse + o_sums + i_row, mask=i_row < tokens, other=0.0)
+            b_spoilt = tl.load(p_spoilt + o_sums + i_row, mask=i_row < tokens, other=0.0)
+            m_query = (i_row < tokens) & (b_spoilt == 0.0)
+            b_query = load_heads(query, i_batch, i_row, i_head, m_query, WIDTH, BLOCK_D)
+            b_lse = b_spoilt + tl.load(p_lse + o_sums + i_row, mask=i_row < tokens, other=0.0)
             b_scores = _scores(b_query, b_key, scale, packed, i_row, i_column, tokens, CAUSAL)
             b_d_scores = _weights(b_scores, b_lse)
             if GIVEN_LSE:
@@ -233,5 +236,5 @@ def received_key_gradient(
                 b_total = tl.load(p_total + o_sums + i_row, mask=i_row < tokens, other=0.0)
                 b_d_scores *= b_grad[None, :] - b_total[:, None]
             b_d_scores = tl.trans(_where_seen(b_scores, b_d_scores).to(OPERAND))
-            b_d_key = tl.dot(b_d_scores, _finite(b_query.to(OPERAND)), b_d_key, input_precision="ieee")
+            b_d_key = tl.dot(b_d_scores, b_query.to(OPERAND), b_d_key, input_precision="ieee")
     store_heads(d_key, b_d_key * scale, i_batch, i_column, i_kv, i_column < tokens, WIDTH, BLOCK_D)

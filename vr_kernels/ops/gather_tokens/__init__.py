@@ -70,7 +70,8 @@ def gather_tokens(
     chosen = _plan(given, wrapped(norm_weight), norm_eps, backend)
     arguments = (hidden_states, token_rows, norm_weight, text_mask, image_sample, norm_eps)
     if chosen != "reference":
-        return op.run(*arguments, chosen)
+        rows: Tensor = op.run(*arguments, chosen)[0]
+        return rows
     batch, length, _ = hidden_states.shape
     check_token_rows("gather_tokens", token_rows, batch * length)
     check_image_sample("gather_tokens", image_sample, batch)

@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import (
-    define_operator,
-    intercepted,
-    recording,
-    refuse_double_backward,
-    refuse_other_modes,
-)
+from vr_kernels.ops._registration import define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops._token_kernel import TokenKernel
 from vr_kernels.ops._token_native import NativeTokens
 from vr_kernels.ops._triton.token_launch import TritonTokens
@@ -93,39 +87,8 @@ def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> Any:
     return d_stream if needs[0] else None, None, d_weight if needs[1] else None, None, None, None, None
 
 
-class EagerGatherTokens(torch.autograd.Function):
-    """The same autograd rule without torch's dispatcher in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        output = forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_autograd)
-
-
 gather_tokens_backward = define_operator(
     BACKWARD_SCHEMA, _backward, _fake_backward, backward=refuse_double_backward("gather_tokens")
 )
 gather_tokens = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
-
-
-def run(
-    hidden_states: Tensor,
-    token_rows: Tensor,
-    norm_weight: Tensor | None,
-    text_mask: Tensor | None,
-    image_sample: Tensor | None,
-    norm_eps: float,
-    backend: str,
-) -> Tensor:
-    """One checked call, by the shortest way that what surrounds it allows."""
-    differentiable = (hidden_states, norm_weight)
-    refuse_other_modes("gather_tokens", differentiable)
-    arguments = (hidden_states, token_rows, norm_weight, text_mask, image_sample, norm_eps, backend)
-    if intercepted((*differentiable, token_rows, text_mask, image_sample)):
-        return gather_tokens(*arguments)[0]  # type: ignore[no-any-return]
-    if not recording(differentiable):
-        return forward(*arguments)[0]
-    return EagerGatherTokens.apply(*arguments)[0]  # type: ignore[no-any-return,no-untyped-call]
+run = shortest_call(gather_tokens, forward, _setup_context, _autograd)

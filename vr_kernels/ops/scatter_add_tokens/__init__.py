@@ -51,7 +51,8 @@ def scatter_add_tokens(
         update = update.to(hidden_states.dtype)
     chosen = _plan(signatures(hidden_states, token_rows, update), backend)
     if chosen != "reference":
-        return op.run(hidden_states, token_rows, update, chosen)
+        out: Tensor = op.run(hidden_states, token_rows, update, chosen)
+        return out
     check_token_rows("scatter_add_tokens", token_rows, hidden_states.shape[0] * hidden_states.shape[1])
     return reference.scatter_add_tokens(hidden_states, token_rows, update)
 

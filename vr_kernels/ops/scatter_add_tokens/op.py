@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import (
-    define_operator,
-    intercepted,
-    recording,
-    refuse_double_backward,
-    refuse_other_modes,
-)
+from vr_kernels.ops._registration import define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops._token_kernel import TokenKernel
 from vr_kernels.ops._token_native import NativeTokens
 from vr_kernels.ops._triton.token_launch import TritonTokens
@@ -55,30 +48,8 @@ def _autograd(ctx: Any, grad_out: Tensor) -> Any:
     return grad_out, None, d_update, None
 
 
-class EagerScatterAddTokens(torch.autograd.Function):
-    """The same autograd rule without torch's dispatcher in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        output = forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_autograd)
-
-
 scatter_add_tokens_backward = define_operator(
     BACKWARD_SCHEMA, _backward, _fake_backward, backward=refuse_double_backward("scatter_add_tokens")
 )
 scatter_add_tokens = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
-
-
-def run(hidden_states: Tensor, token_rows: Tensor, update: Tensor, backend: str) -> Tensor:
-    """One checked call, by the shortest way that what surrounds it allows."""
-    refuse_other_modes("scatter_add_tokens", (hidden_states, update))
-    arguments = (hidden_states, token_rows, update, backend)
-    if intercepted((hidden_states, token_rows, update)):
-        return scatter_add_tokens(*arguments)  # type: ignore[no-any-return]
-    if not recording((hidden_states, update)):
-        return forward(*arguments)
-    return EagerScatterAddTokens.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+run = shortest_call(scatter_add_tokens, forward, _setup_context, _autograd)

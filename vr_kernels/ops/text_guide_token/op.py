@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import (
-    define_operator,
-    intercepted,
-    recording,
-    refuse_double_backward,
-    refuse_other_modes,
-)
+from vr_kernels.ops._registration import define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops._token_kernel import TokenKernel
 from vr_kernels.ops._token_native import NativeTokens
 from vr_kernels.ops._triton.token_launch import TritonTokens
@@ -49,30 +43,8 @@ def _autograd(ctx: Any, grad_guide: Tensor, _: Any) -> Any:
     return text_guide_token_backward(grad_guide, *ctx.saved_tensors, ctx.length), None, None
 
 
-class EagerTextGuideToken(torch.autograd.Function):
-    """The same autograd rule without torch's dispatcher in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        output = forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_autograd)
-
-
 text_guide_token_backward = define_operator(
     BACKWARD_SCHEMA, driver.backward, _fake_backward, backward=refuse_double_backward("text_guide_token")
 )
 text_guide_token = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
-
-
-def run(hidden_states: Tensor, text_mask: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """One checked call, by the shortest way that what surrounds it allows."""
-    refuse_other_modes("text_guide_token", (hidden_states,))
-    arguments = (hidden_states, text_mask, backend)
-    if intercepted((hidden_states, text_mask)):
-        return text_guide_token(*arguments)  # type: ignore[no-any-return]
-    if not recording((hidden_states,)):
-        return forward(*arguments)
-    return EagerTextGuideToken.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+run = shortest_call(text_guide_token, forward, _setup_context, _autograd)
