@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -38,8 +38,8 @@ class Result:
     floor: float  # seconds
     verdicts: list[Verdict]
     rows: list[Row]
-    details: dict[str, dict[str, float]]  # of each contender, what ``Bench.details`` says
     absent: dict[str, str]  # what was asked for and could not be measured, with the reason
+    details: dict[str, dict[str, float]] = field(default_factory=dict)  # of each contender, what ``Bench.details`` says
 
 
 class Incorrect(Exception):
@@ -103,7 +103,7 @@ def run_case(bench: AnyBench, case: Case, baselines: Sequence[str], rounds: int,
         for name, contender in timed.items()
     ]
     ceilings = probe.ceilings(median(seconds["GEMM"]), median(seconds["copy"]))
-    return Result(case, ceilings, median(floors), [*small, *full], rows, details, absent)
+    return Result(case, ceilings, median(floors), [*small, *full], rows, absent, details)
 
 
 def _try(
