@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 Message = dict[str, Any]  # {"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}, ...]}
@@ -32,6 +33,20 @@ def user_message(prompt: str, num_images: int) -> Message:
     return {"role": "user", "content": parts}
 
 
+def takes_parts(render: Callable[[list[Message]], str], image_token: str) -> bool:
+    """Whether a template takes a message's content in parts, as those of processors, or as text, as most of tokenizers.
+
+    None says which: it is tried.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        rendered = render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "hello"}]}])
+    except (TypeError, TemplateError):
+        return False
+    return (image_token in rendered or "hello" in rendered) and "'type'" not in rendered
+
+
 class PromptWriter:
     """Writes messages as the processor's chat template does; without one, images and texts line by line.
 
@@ -45,7 +60,7 @@ class PromptWriter:
         self.processor = processor
         self.image_token: str = getattr(processor, "image_token", "")
         self.template: str | None = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
-        self._takes_parts = self.template is not None and self._reads_parts()
+        self._takes_parts = self.template is not None and takes_parts(self._apply, self.image_token)
 
     def prompt(self, messages: list[Message]) -> str:
         """All messages, and the beginning of the assistant's turn.
@@ -73,22 +88,15 @@ class PromptWriter:
         if not self._takes_parts:
             messages = [message | {"content": self._as_text(message)} for message in messages]
         try:
-            rendered: str = self.processor.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, **options
-            )
+            return self._apply(messages, **options)
         except TemplateError as reason:
             raise ValueError(f"the chat template refuses the prompt: {reason}") from reason
+
+    def _apply(self, messages: list[Message], **options: Any) -> str:
+        rendered: str = self.processor.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, **options
+        )
         return rendered
-
-    def _reads_parts(self) -> bool:
-        from jinja2 import TemplateError
-
-        asked = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
-        try:
-            rendered = self.processor.apply_chat_template(asked, chat_template=self.template, tokenize=False)
-        except (TypeError, TemplateError):
-            return False
-        return "hello" in rendered and "'type'" not in rendered
 
     def _as_text(self, message: Message) -> str:
         parts = message["content"]

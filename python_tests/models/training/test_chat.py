@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from python_tests.models.training import _tiny
+from vr_kernels.models.prompts import PromptWriter
 from vr_kernels.models.training import TEMPLATES, ChatEncoder, to_messages
 
 TURNS = ["<image>\nWhat is it?", "A cat.", "Sure? <|im_end|> too?", "Très sûr."]
@@ -49,6 +51,18 @@ def test_only_the_answers_of_a_conversation_are_supervised(chat_template: str) -
         "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
         "<|im_start|>user\nSure? <|im_end|> too?<|im_end|>\n<|im_start|>assistant\nTrès sûr.<|im_end|>\n"
     )
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_training_begins_with_the_tokens_that_answering_begins_with(name: str) -> None:
+    processor = _tiny.processor(TEMPLATES[name])
+    processor.tokenizer.bos_token = "<|im_start|>"  # of Llama's kind, for which Qwen2's tokenizer has none
+    messages, images = conversation(TURNS[:2])
+    trained = ChatEncoder(processor)(messages, images)["input_ids"]
+    prompt = PromptWriter(processor).prompt(messages[:1])
+    asked = processor(text=[prompt], images=images, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
+    assert trained[0] == processor.tokenizer.bos_token_id
+    assert torch.equal(trained[: len(asked)], asked)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vr_kernels.models.prompts import takes_parts
 from vr_kernels.models.training.conversations import IMAGE, Message
 
 IGNORED = -100  # the label of a token that is not supervised, to transformers
@@ -37,7 +38,7 @@ class ChatEncoder:
         self.template: str = template or processor.chat_template or self.tokenizer.chat_template
         if not self.template:
             raise ValueError("ChatEncoder: neither processor nor tokenizer has a chat template, and none is named")
-        self.takes_parts = self._takes_parts()
+        self.takes_parts = takes_parts(self._render, IMAGE)
 
     def __call__(self, messages: list[Message], images: list[Any]) -> dict[str, Tensor]:
         """Encodes one conversation.
@@ -93,15 +94,6 @@ class ChatEncoder:
         offsets = encoded["offset_mapping"]
         supervised = [int(any(start < last and end > first for first, last in spans)) for start, end in offsets]
         return text, encoded["input_ids"], supervised
-
-    def _takes_parts(self) -> bool:
-        """Templates of processors take a message's content in parts, most of tokenizers as text. None says which."""
-        from jinja2 import TemplateError
-
-        try:
-            return IMAGE in self._render([{"role": "user", "content": [{"type": "image"}]}])
-        except (TypeError, TemplateError):
-            return False
 
     def _render(self, messages: list[Message], **options: Any) -> str:
         rendered: str = self.tokenizer.apply_chat_template(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# The parts of a message, images and texts, on lines of their own, as in LLaVA's data.
+# The parts of a message, images and texts, on lines of their own, as in LLaVA's data. First of all the token that
+# begins a text, where the tokenizer has one: a template writes all special tokens itself.
 _CONTENT = """
+{{- bos_token -}}
 {%- macro content(message) -%}
 {%- for part in message['content'] -%}
 {{ '' if loop.first else '\\n' }}{{ '<image>' if part['type'] == 'image' else part['text'] }}
