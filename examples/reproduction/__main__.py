@@ -1,0 +1,44 @@
+"""The command: one run, all runs that are missing, the encoder, or the tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from examples.reproduction.rows import ROWS, SEEDS, TABLES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.reproduction", description=__doc__)
+    parser.add_argument("command", nargs="?", default="run", choices=("run", "missing", "encoder", "tables"))
+    parser.add_argument("--task", default="digits")
+    parser.add_argument("--row", choices=ROWS, help="of run")
+    parser.add_argument("--seed", type=int, default=SEEDS[0], help="of run")
+    parser.add_argument("--table", choices=TABLES, action="append", help="of tables; may be repeated; all, if left out")
+    parser.add_argument("--partial", action="store_true", help="of tables: with the records that there are")
+    arguments = parser.parse_args()
+    # What a row's record says of time holds for one thread.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if arguments.command == "run":
+        from examples.reproduction.run import run
+
+        if arguments.row is None:
+            parser.error("run needs --row")
+        record = run(arguments.task, arguments.row, arguments.seed)
+        print(f"{record['row']}, seed {record['seed']}: {record['accuracy']}")
+    elif arguments.command == "missing":
+        from examples.reproduction.run import run_missing
+
+        run_missing(arguments.task)
+    elif arguments.command == "encoder":
+        from examples.reproduction.encoder import train_encoder
+
+        print(train_encoder()["patch_accuracy"])
+    else:
+        from examples.reproduction.tables import write_tables
+
+        print(write_tables(arguments.task, arguments.table or tuple(TABLES), partial=arguments.partial))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Records of runs: where they stand, what every one says, and how they are written whole or not at all."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vr_kernels.cli.environment import device_name, versions
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
+RECORDS, MODELS = RESULTS / "records", RESULTS / "models"
+
+Record = dict[str, Any]
+
+
+def record_path(task: str, row: str, seed: int, folder: Path = RECORDS) -> Path:
+    return folder / f"{task}-{row}-{seed}.json"
+
+
+def environment(device: str) -> Record:
+    """What a figure depends on beside its settings."""
+    import torch
+
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions() | {"scikit-learn": importlib.metadata.version("scikit-learn")},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write_json(path: Path, content: Record) -> None:
+    """Under its final name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def read_record(path: Path) -> Record:
+    record: Record = json.loads(path.read_text())
+    return record

@@ -1,0 +1,193 @@
+"""The training of one row: drawn grids, transformers' Trainer, checkpoints that a killed run goes on from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from examples.reproduction.digits import SIDE, Digits, Grid, draw_grid, load_split
+from examples.reproduction.encoder import normalised
+from examples.reproduction.model import EOS, IMAGE, WORDS
+
+IGNORED = -100
+CURVE_SEED = 1000  # those of trainings are smaller
+CHECKPOINT = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all rows of the tables share."""
+
+    steps: int = 4000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    save_steps: int = 100
+    curve_steps: int = 200  # from one point of the learning curve to the next
+    curve_images: int = 200
+
+
+class GridDataset(Dataset[dict[str, Tensor]]):
+    """Grids of an endless stream, as many as are asked for, with as many image tokens as the model makes."""
+
+    def __init__(self, digits: Digits, *, seed: int, length: int, image_tokens: int) -> None:
+        self.digits, self.seed, self.length, self.image_tokens = digits, seed, length, image_tokens
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return encode(draw_grid(self.digits, self.seed, number), self.image_tokens)
+
+
+def question(grid: Grid, image_tokens: int) -> str:
+    return "<image>" * image_tokens + f" row {grid.row + 1} :"
+
+
+def encode(grid: Grid, image_tokens: int) -> dict[str, Tensor]:
+    """A sample; no two differ in length."""
+    prompt = [IMAGE] * image_tokens + [WORDS.index(word) for word in ("row", str(grid.row + 1), ":")]
+    answer = [*(WORDS.index(str(digit)) for digit in grid.labels[grid.row]), EOS]
+    return {
+        "input_ids": torch.tensor(prompt + answer),
+        "labels": torch.tensor([IGNORED] * len(prompt) + answer),
+        "pixel_values": normalised(grid.image[None])[0],
+    }
+
+
+def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+class ResumableTrainer(Trainer):
+    """A ``Trainer`` whose checkpoints appear under their names when they are whole, each in place of the one before."""
+
+    staging = False
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / ".staging" if self.staging else self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        shutil.rmtree(folder / ".staging", ignore_errors=True)
+        self.staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.staging = False
+        name = f"{CHECKPOINT}{self.state.global_step}"
+        older = [path for path in checkpoints(folder) if path.name != name]
+        os.replace(folder / ".staging" / name, folder / name)
+        for path in older:
+            shutil.rmtree(path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The oldest first."""
+    return sorted(folder.glob(f"{CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
+
+
+class LearningCurve(TrainerCallback):
+    """The accuracy on both parts every so many steps, and the seconds that the training took, over its interruptions:
+    by the clock, and of the processor's time, which a busy machine does not stretch.
+
+    Kept in the trainer's own log, and so in its checkpoints.
+    """
+
+    def __init__(self, recipe: Recipe, image_tokens: int) -> None:
+        self.recipe = recipe
+        self.clocks = {"wall_seconds": time.monotonic, "processor_seconds": time.process_time}
+        self.began = dict.fromkeys(self.clocks, 0.0)
+        self.samples = {}
+        for part in ("seen", "unseen"):
+            grids = GridDataset(
+                load_split(part), seed=CURVE_SEED, length=recipe.curve_images, image_tokens=image_tokens
+            )
+            self.samples[part] = collate([grids[number] for number in range(len(grids))])
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        spent = _spent(state.log_history)
+        self.began = {name: clock() - spent.get(name, 0.0) for name, clock in self.clocks.items()}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step = state.global_step
+        if step % self.recipe.curve_steps == 0 or step == self.recipe.steps:
+            model = kwargs["model"]
+            accuracies = {part: forced_accuracy(model, samples) for part, samples in self.samples.items()}
+            state.log_history.append({"step": step, "curve": accuracies})
+        if step % self.recipe.save_steps == 0 or step == self.recipe.steps:
+            spent = {name: round(clock() - self.began[name], 1) for name, clock in self.clocks.items()}
+            state.log_history.append({"step": step, "spent": spent})
+
+
+def _spent(log: list[dict[str, Any]]) -> dict[str, float]:
+    """What the last line of the log that tells it says."""
+    return next((line["spent"] for line in reversed(log) if "spent" in line), {})
+
+
+@torch.no_grad()
+def forced_accuracy(model: Any, samples: dict[str, Tensor]) -> float:
+    """The share of digits that are right where those before them are given."""
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    right = []
+    for first in range(0, len(samples["input_ids"]), 50):
+        batch = {name: tensor[first : first + 50].to(device) for name, tensor in samples.items()}
+        labels = batch["labels"][:, -SIDE - 1 : -1]
+        logits = model(**batch).logits[:, -SIDE - 2 : -2]  # each one place before its digit
+        right.append((logits.argmax(-1) == labels).float())
+    model.train(training)
+    return float(torch.cat(right).mean())
+
+
+def train_row(model: Any, image_tokens: int, recipe: Recipe, seed: int, folder: Path) -> dict[str, Any]:
+    """Trains the model in place, from the folder's last checkpoint where there is one.
+
+    Returns:
+        The learning curve, the loss by step, and the seconds it took.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=recipe.batch,
+        learning_rate=recipe.learning_rate,
+        max_steps=recipe.steps,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        save_steps=recipe.save_steps,
+        logging_steps=recipe.save_steps,
+        train_sampling_strategy="sequential",  # the stream is drawn at random, and so the same for all rows of a seed
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        seed=seed,
+    )
+    trainer = ResumableTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=GridDataset(
+            load_split("seen"), seed=seed, length=recipe.steps * recipe.batch, image_tokens=image_tokens
+        ),
+        data_collator=collate,
+        callbacks=[LearningCurve(recipe, image_tokens)],
+    )
+    last = next(reversed(checkpoints(folder)), None)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    log = trainer.state.log_history
+    return {
+        "curve": [{"step": line["step"]} | line["curve"] for line in log if "curve" in line],
+        "loss": [[line["step"], round(line["loss"], 4)] for line in log if "loss" in line],
+        **_spent(log),
+    }
