@@ -21,7 +21,7 @@ PATCH = 4
 FOLDER = MODELS / "digits-encoder"
 
 GRID = IMAGE_PIXELS // PATCH
-STEPS, BATCH, LEARNING_RATE = 2500, 16, 2e-3
+STEPS, BATCH, LEARNING_RATE = 2000, 16, 2e-3
 
 
 def tower_config() -> Any:
@@ -57,7 +57,7 @@ def train_encoder(
     random = np.random.default_rng(seed)
     tower = SiglipVisionModel(tower_config())
     with torch.no_grad():
-        tower.embeddings.position_embedding.weight.copy_(_waves(tower.config.hidden_size))
+        tower.embeddings.position_embedding.weight.copy_(_places(tower.config.hidden_size))
     head = nn.Linear(tower.config.hidden_size, 10)
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.05)
@@ -116,11 +116,11 @@ def _varied(pixels: Array, random: np.random.Generator) -> Array:
     There are few, and a tower that sees them as they are learns them by heart.
     """
     count = pixels[..., 0, 0].size
-    angle, slant, wide, high = random.uniform(-1, 1, size=(4, count)) * [[0.2], [0.2], [0.15], [0.15]]
+    angle, slant, wide, high = random.uniform(-1, 1, size=(4, count)) * [[0.1], [0.1], [0.1], [0.1]]
     cosine, sine = np.cos(angle), np.sin(angle)
     turns = np.stack([[cosine, -sine], [sine, cosine]]).transpose(2, 0, 1)  # (count, 2, 2)
     shapes = np.stack([[1 + wide, slant], [0 * slant, 1 + high]]).transpose(2, 0, 1)
-    moves = random.uniform(-0.15, 0.15, size=(count, 2, 1))  # of half a digit
+    moves = random.uniform(-0.1, 0.1, size=(count, 2, 1))  # of half a digit
     maps = torch.from_numpy(np.concatenate([turns @ shapes, moves], -1)).float()
     digits = torch.from_numpy(pixels).float().view(count, 1, *pixels.shape[-2:])
     places = F.affine_grid(maps, list(digits.shape), align_corners=False)
@@ -133,17 +133,18 @@ def _noisy(images: Array, random: np.random.Generator) -> Tensor:
     return normalised(images) + 0.1 * noise
 
 
-def _waves(width: int) -> Tensor:
-    """(144, width), the Fourier basis of a patch's row and of its column, in directions drawn at random.
+def _places(width: int) -> Tensor:
+    """(144, width), how a patch's place starts: Fourier waves of its digit's row and column, and its place in the
+    digit, in directions drawn at random.
 
     Learned places that start as noise have nothing in common: which patches share a digit is then learned place by
     place, and takes ten times the steps.
     """
-    angles = torch.arange(GRID) * (2 * torch.pi / GRID)
-    waves = [wave(k * angles) for k in range(1, GRID // 2 + 1) for wave in (torch.cos, torch.sin)]
-    basis = torch.stack(waves[:-1], 1)  # the last sine is zero
-    rows = basis.repeat_interleave(GRID, 0)  # (144, 11)
-    both = torch.cat([rows, basis.repeat(GRID, 1)], 1)
+    patch = torch.arange(GRID)
+    angles = (patch // 2) * (2 * torch.pi / SIDE)
+    waves = [wave(k * angles) for k in range(1, SIDE // 2 + 1) for wave in (torch.cos, torch.sin)]
+    basis = torch.stack([*waves[:-1], patch % 2 - 0.5], 1)  # (12, 6); the last sine is zero
+    both = torch.cat([basis.repeat_interleave(GRID, 0), basis.repeat(GRID, 1)], 1)  # (144, 12)
     directions: Tensor = torch.linalg.qr(torch.randn(width, both.shape[1])).Q
-    start: Tensor = 0.5 * both @ directions.mT
+    start: Tensor = both @ directions.mT
     return start

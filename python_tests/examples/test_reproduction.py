@@ -111,12 +111,13 @@ def test_each_row_of_the_tables_is_a_model_that_can_be_trained(row: str) -> None
         assert (parameter.grad is not None) == ("vision_tower" not in name), name
 
 
-def test_the_places_of_the_encoder_start_as_a_basis_of_rows_and_columns() -> None:
-    waves = encoder._waves(64)
-    assert waves.shape == (144, 64)
-    assert int(torch.linalg.matrix_rank(waves)) == 22  # 11 waves an axis
-    same_row = waves[:12] - waves[0]
-    torch.testing.assert_close(same_row, waves[24:36] - waves[24])
+def test_the_places_of_the_encoder_start_with_what_says_which_patches_share_a_digit() -> None:
+    places = encoder._places(64).view(12, 12, 64)
+    assert int(torch.linalg.matrix_rank(places.view(144, 64))) == 12
+    torch.testing.assert_close(places[0, 1] - places[0, 0], places[7, 5] - places[7, 4])  # the place in the digit
+    of_digit = places[::2, ::2].flatten(0, 1)  # (36, 64), the same place in each digit
+    nearest = (of_digit[:, None] - of_digit).norm(dim=-1).fill_diagonal_(torch.inf).min()
+    assert nearest > (places[0, 0] - places[0, 1]).norm()
 
 
 def test_the_encoder_is_trained_on_digits_that_are_each_varied_a_little() -> None:
