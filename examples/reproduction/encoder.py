@@ -21,7 +21,7 @@ PATCH = 4
 FOLDER = MODELS / "digits-encoder"
 
 GRID = IMAGE_PIXELS // PATCH
-STEPS, BATCH, LEARNING_RATE = 1500, 16, 2e-3
+STEPS, BATCH, LEARNING_RATE = 2000, 16, 2e-3
 
 
 def tower_config() -> Any:
@@ -57,14 +57,15 @@ def train_encoder(
     random = np.random.default_rng(seed)
     tower = SiglipVisionModel(tower_config())
     with torch.no_grad():
-        tower.embeddings.position_embedding.weight.copy_(_waves(tower.config.hidden_size))
+        tower.embeddings.position_embedding.weight.copy_(_places(tower.config.hidden_size))
     head = nn.Linear(tower.config.hidden_size, 10)
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     seen, began = load_split("seen"), time.monotonic()
     for step in range(1, steps + 1):
-        images, labels = _batch(seen, random, BATCH, moved=True)
+        pixels, labels = _batch(seen, random, BATCH)
+        images = tile(_varied(pixels, random))
         loss = F.cross_entropy(_logits(tower, head, _noisy(images, random)).flatten(0, 2), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -92,7 +93,7 @@ def patch_accuracy(tower: nn.Module, head: nn.Module, digits: Digits, images: in
     """The share of patches whose digit is named rightly, in grids that were not trained on."""
     pixels, labels = _batch(digits, np.random.default_rng(1), images)
     with torch.no_grad():
-        named = torch.cat([_logits(tower, head, part).argmax(-1) for part in normalised(pixels).split(100)])
+        named = torch.cat([_logits(tower, head, part).argmax(-1) for part in normalised(tile(pixels)).split(100)])
     return float((named == labels).float().mean())
 
 
@@ -102,38 +103,48 @@ def _logits(tower: nn.Module, head: nn.Module, pixels: Tensor) -> Tensor:
     return logits
 
 
-def _batch(digits: Digits, random: np.random.Generator, size: int, *, moved: bool = False) -> tuple[Array, Tensor]:
-    """(size, 48, 48) images and the digit at each of their patches, (size, 12, 12)."""
+def _batch(digits: Digits, random: np.random.Generator, size: int) -> tuple[Array, Tensor]:
+    """(size, 6, 6, 8, 8) digits of images, and the digit at each of their patches, (size, 12, 12)."""
     chosen = random.integers(len(digits.labels), size=(size, SIDE, SIDE))
     labels = digits.labels[chosen].repeat(DIGIT_PIXELS // PATCH, 1).repeat(DIGIT_PIXELS // PATCH, 2)
-    pixels = digits.pixels[chosen]
-    return tile(_moved(pixels, random) if moved else pixels), torch.from_numpy(labels)
+    return digits.pixels[chosen], torch.from_numpy(labels)
 
 
-def _moved(pixels: Array, random: np.random.Generator) -> Array:
-    """(..., 8, 8) digits, each by up to a pixel: there are few, and the tower must not learn them by heart."""
-    steps = random.integers(3, size=(2, *pixels.shape[:-2], 1)) + np.arange(DIGIT_PIXELS)  # (2, ..., 8)
-    padded = np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + [(1, 1)] * 2)
-    rows = np.take_along_axis(padded, steps[0][..., :, None], -2)
-    return np.take_along_axis(rows, steps[1][..., None, :], -1)
+def _varied(pixels: Array, random: np.random.Generator) -> Array:
+    """(..., 8, 8) digits, each turned, slanted, scaled and moved a little.
+
+    There are few, and a tower that sees them as they are learns them by heart.
+    """
+    count = pixels[..., 0, 0].size
+    angle, slant, wide, high = random.uniform(-1, 1, size=(4, count)) * [[0.1], [0.1], [0.1], [0.1]]
+    cosine, sine = np.cos(angle), np.sin(angle)
+    turns = np.stack([[cosine, -sine], [sine, cosine]]).transpose(2, 0, 1)  # (count, 2, 2)
+    shapes = np.stack([[1 + wide, slant], [0 * slant, 1 + high]]).transpose(2, 0, 1)
+    moves = random.uniform(-0.1, 0.1, size=(count, 2, 1))  # of half a digit
+    maps = torch.from_numpy(np.concatenate([turns @ shapes, moves], -1)).float()
+    digits = torch.from_numpy(pixels).float().view(count, 1, *pixels.shape[-2:])
+    places = F.affine_grid(maps, list(digits.shape), align_corners=False)
+    varied = F.grid_sample(digits, places, align_corners=False)
+    return varied.round().to(torch.uint8).view(pixels.shape).numpy()
 
 
 def _noisy(images: Array, random: np.random.Generator) -> Tensor:
     noise = torch.from_numpy(random.standard_normal(images.shape)).float()[:, None]
-    return normalised(images) + 0.2 * noise
+    return normalised(images) + 0.1 * noise
 
 
-def _waves(width: int) -> Tensor:
-    """(144, width), the Fourier basis of a patch's row and of its column, in directions drawn at random.
+def _places(width: int) -> Tensor:
+    """(144, width), how a patch's place starts: Fourier waves of its digit's row and column, and its place in the
+    digit, in directions drawn at random.
 
     Learned places that start as noise have nothing in common: which patches share a digit is then learned place by
     place, and takes ten times the steps.
     """
-    angles = torch.arange(GRID) * (2 * torch.pi / GRID)
-    waves = [wave(k * angles) for k in range(1, GRID // 2 + 1) for wave in (torch.cos, torch.sin)]
-    basis = torch.stack(waves[:-1], 1)  # the last sine is zero
-    rows = basis.repeat_interleave(GRID, 0)  # (144, 11)
-    both = torch.cat([rows, basis.repeat(GRID, 1)], 1)
+    patch = torch.arange(GRID)
+    angles = (patch // 2) * (2 * torch.pi / SIDE)
+    waves = [wave(k * angles) for k in range(1, SIDE // 2 + 1) for wave in (torch.cos, torch.sin)]
+    basis = torch.stack([*waves[:-1], patch % 2 - 0.5], 1)  # (12, 6); the last sine is zero
+    both = torch.cat([basis.repeat_interleave(GRID, 0), basis.repeat(GRID, 1)], 1)  # (144, 12)
     directions: Tensor = torch.linalg.qr(torch.randn(width, both.shape[1])).Q
-    start: Tensor = 0.5 * both @ directions.mT
+    start: Tensor = both @ directions.mT
     return start

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from examples.reproduction.encoder import FOLDER, tower_config
+from examples.reproduction.encoder import tower_config
 from examples.reproduction.rows import Row
 from vr_kernels.models.llava_vr import LlavaVRConfig, LlavaVRForConditionalGeneration, LlavaVRProcessor
 from vr_kernels.nn import VisionRemember
@@ -42,7 +42,7 @@ def row_config(row: Row) -> LlavaVRConfig:
     return LlavaVRConfig(**(base | row.changes))
 
 
-def build_model(row: Row, seed: int, encoder: Path | None = FOLDER) -> Any:
+def build_model(row: Row, seed: int, encoder: Path | None) -> Any:
     """A new model with the frozen encoder of that folder; None leaves the encoder random."""
     from transformers import SiglipVisionModel
 

@@ -34,6 +34,7 @@ def run(
     recipe: Recipe | None = None,
     records: Path = RECORDS,
     work: Path = WORK,
+    encoder: Path = ENCODER,
     test_images: int = TEST_IMAGES,
 ) -> Record:
     """Makes the record of a row and seed; a run that was killed goes on from its last checkpoint.
@@ -53,10 +54,10 @@ def run(
         "changes": ROWS[row].changes,
         "features": ROWS[row].features,
         "recipe": asdict(recipe),
-        "encoder_sha256": hashlib.sha256((ENCODER / "model.safetensors").read_bytes()).hexdigest(),
+        "encoder_sha256": hashlib.sha256((encoder / "model.safetensors").read_bytes()).hexdigest(),
     }
     _check_settings(folder, settings)
-    model = build_model(ROWS[row], seed)
+    model = build_model(ROWS[row], seed, encoder)
     n_h, n_w = model.config.token_grid
     trained = train_row(model, n_h * n_w, recipe, seed, folder)
     model.eval()

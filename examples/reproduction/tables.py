@@ -17,7 +17,7 @@ Made by `python -m examples.reproduction tables` from the records beside this pa
 [examples/reproduction](../../examples/reproduction/README.md) says what was trained and how.
 
 Accuracy is the share of digits that are right in greedy answers about {images} grids a run, of digit images that the
-training saw and of others. It is a mean over {seeds} seeds with its 95 % interval (Student's t); a gain is taken seed
+training saw and of others. It is a mean over seeds with its 95 % interval (Student's t); a gain is taken seed
 by seed, on unseen digits. **decided** says whether a gain's interval leaves zero out, and where the paper has the
 comparison, whether with the paper's sign. *last quarter* is what the last quarter of the steps added to the learning
 curve. The arithmetic is that of one prefill; TTFT is processor time of one thread, the median over runs; memory is the
@@ -79,7 +79,10 @@ def write_tables(
     if not records:
         raise ValueError(f"tables: there is no record of {task} in {records_folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    draw_curves(records, folder / f"{task}-curves.png")
+    for name in tables:
+        of_table = {line.row: records[line.row] for line in TABLES[name].lines if line.row in records}
+        if of_table:
+            draw_curves(of_table, folder / f"{task}-{name}.png")
     draw_costs(records, folder / f"{task}-cost.png")
     page = folder / f"{task}.md"
     page.write_text(_page(task, tables, records))
@@ -88,7 +91,7 @@ def write_tables(
 
 def _page(task: str, tables: Sequence[str], records: dict[str, list[Record]]) -> str:
     first = next(iter(records.values()))[0]
-    parts = [HEADER.format(title=f"The papers' effect in small: {task}", images=first["test_images"], seeds=len(SEEDS))]
+    parts = [HEADER.format(title=f"The papers' effect in small: {task}", images=first["test_images"])]
     encoder = MODELS / f"{task}-encoder" / "record.json"
     if encoder.exists():
         accuracy = read_record(encoder)["patch_accuracy"]
@@ -96,8 +99,9 @@ def _page(task: str, tables: Sequence[str], records: dict[str, list[Record]]) ->
             f"The frozen encoder alone names the digit at a patch rightly in {accuracy['seen']:.1%} of the patches of "
             f"seen digits and {accuracy['unseen']:.1%} of unseen ones.\n"
         )
-    parts += [part for name in tables for part in _table(TABLES[name], records)]
-    parts += ["## Learning curves\n", f"![learning curves]({task}-curves.png)\n"]
+    for name in tables:
+        if any(line.row in records for line in TABLES[name].lines):
+            parts += [*_table(TABLES[name], records), f"![learning curves]({task}-{name}.png)\n"]
     parts += ["## Accuracy and cost\n", f"![accuracy and cost]({task}-cost.png)\n"]
     every = [record for of_row in records.values() for record in of_row]
     parts += ["## Runs\n", *_runs(every)]

@@ -18,9 +18,17 @@ from examples.reproduction import cost, digits, encoder, model, records, rows, r
 RECIPE = training.Recipe(steps=4, batch=2, warmup_steps=1, save_steps=2, curve_steps=2, curve_images=3)
 
 
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    encoder.train_encoder(folder, steps=2, test_images=2)
+    return folder
+
+
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Without the process that memory is measured in."""
+def work(tmp_path: Path, tower: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With an encoder of two steps, and without the process that memory is measured in."""
+    (tmp_path / "encoder").symlink_to(tower)
 
     def unmeasured(*arguments: Any) -> dict[str, int]:
         raise cost.Unknown("not here")
@@ -31,7 +39,16 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_row(work: Path, row: str = "local", name: str = "work") -> dict[str, Any]:
-    return run.run("digits", row, 0, recipe=RECIPE, records=work / "records", work=work / name, test_images=3)
+    return run.run(
+        "digits",
+        row,
+        0,
+        recipe=RECIPE,
+        records=work / "records",
+        work=work / name,
+        encoder=work / "encoder",
+        test_images=3,
+    )
 
 
 def weights(work: Path, name: str, row: str = "local") -> dict[str, torch.Tensor]:
@@ -94,29 +111,30 @@ def test_each_row_of_the_tables_is_a_model_that_can_be_trained(row: str) -> None
         assert (parameter.grad is not None) == ("vision_tower" not in name), name
 
 
-def test_the_places_of_the_encoder_start_as_a_basis_of_rows_and_columns() -> None:
-    waves = encoder._waves(64)
-    assert waves.shape == (144, 64)
-    assert int(torch.linalg.matrix_rank(waves)) == 22  # 11 waves an axis
-    same_row = waves[:12] - waves[0]
-    torch.testing.assert_close(same_row, waves[24:36] - waves[24])
+def test_the_places_of_the_encoder_start_with_what_says_which_patches_share_a_digit() -> None:
+    places = encoder._places(64).view(12, 12, 64)
+    assert int(torch.linalg.matrix_rank(places.view(144, 64))) == 12
+    torch.testing.assert_close(places[0, 1] - places[0, 0], places[7, 5] - places[7, 4])  # the place in the digit
+    of_digit = places[::2, ::2].flatten(0, 1)  # (36, 64), the same place in each digit
+    nearest = (of_digit[:, None] - of_digit).norm(dim=-1).fill_diagonal_(torch.inf).min()
+    assert nearest > (places[0, 0] - places[0, 1]).norm()
 
 
-def test_the_encoder_is_trained_on_digits_moved_by_up_to_a_pixel() -> None:
-    digit = np.zeros((200, 8, 8), dtype=np.uint8)
-    digit[:, 4, 5] = 9
-    moved = encoder._moved(digit, np.random.default_rng(0))
-    numbers, rows_, columns = moved.nonzero()
-    assert numbers.tolist() == list(range(200))
-    assert set(zip(rows_.tolist(), columns.tolist(), strict=True)) == {(y, x) for y in (3, 4, 5) for x in (4, 5, 6)}
+def test_the_encoder_is_trained_on_digits_that_are_each_varied_a_little() -> None:
+    digit = np.zeros((2, 100, 8, 8), dtype=np.uint8)
+    digit[..., 2:6, 2:6] = 200
+    varied = encoder._varied(digit, np.random.default_rng(0))
+    assert len(np.unique(varied.reshape(200, 64), axis=0)) == 200
+    np.testing.assert_allclose(varied.mean((0, 1)), digit[0, 0], atol=80)
+    np.testing.assert_allclose(varied.sum((-2, -1)), 16 * 200, rtol=0.45)
 
 
-def test_the_encoder_is_written_with_its_record(tmp_path: Path) -> None:
+def test_the_encoder_is_written_with_its_record(tower: Path) -> None:
     from transformers import SiglipVisionModel
 
-    record = encoder.train_encoder(tmp_path, steps=2, test_images=2)
-    assert records.read_record(tmp_path / "record.json") == record
-    loaded = SiglipVisionModel.from_pretrained(tmp_path)
+    record = records.read_record(tower / "record.json")
+    assert set(record["patch_accuracy"]) == {"seen", "unseen"}
+    loaded = SiglipVisionModel.from_pretrained(tower)
     assert sum(parameter.numel() for parameter in loaded.parameters()) == record["parameters"]
 
 
@@ -137,7 +155,7 @@ def test_the_control_rows_do_not_see_what_they_must_not() -> None:
 
 @pytest.mark.parametrize("row", ["control", "means"])
 def test_the_blocks_of_a_control_row_get_what_stands_in_place_of_the_features(row: str) -> None:
-    built = model.build_model(rows.ROWS[row], 0).eval()
+    built = model.build_model(rows.ROWS[row], 0, None).eval()
     got: list[Any] = []
     block = next(m for m in built.modules() if type(m).__name__ == "VisionRemember")
     block.register_forward_pre_hook(lambda _, arguments: got.append(arguments[2]))
@@ -200,7 +218,7 @@ def test_a_run_does_not_go_on_under_other_settings(work: Path, monkeypatch: pyte
 
 def test_training_changes_blocks_and_decoder_and_leaves_the_encoder(work: Path) -> None:
     record = run_row(work)
-    before, after = model.build_model(rows.ROWS["local"], 0).state_dict(), weights(work, "work")
+    before, after = model.build_model(rows.ROWS["local"], 0, work / "encoder").state_dict(), weights(work, "work")
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert any("vision_remember" in name for name in changed)
     assert any("language_model" in name for name in changed)
@@ -275,7 +293,7 @@ def test_tables_say_of_each_gain_what_its_interval_supports(tmp_path: Path) -> N
     assert "-0.033 ± " in lines["after-1-4-7"]
     assert "| no |" in lines["after-1-4-7"]
     assert "+0.125" in lines["full"]  # the last quarter of its steps
-    for name in ("digits-curves.png", "digits-cost.png"):
+    for name in ("digits-insertion.png", "digits-cost.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
