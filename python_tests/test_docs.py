@@ -55,6 +55,7 @@ def tables() -> ModuleType:
     return module
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
 def test_the_python_blocks_of_a_page_run_one_after_the_other(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
