@@ -1,4 +1,4 @@
-"""What a sample gets does not depend on what stands beside it, bit for bit, where the whole result is a kernel's own."""
+"""A sample's result does not depend on what stands beside it, bit for bit, where all of it is a kernel's own work."""
 
 from __future__ import annotations
 
