@@ -125,6 +125,26 @@ def test_every_test_that_the_support_matrix_names_exists() -> None:
     assert [f"{path}::{test}" for path, test in named if f"def {test}(" not in (ROOT / path).read_text()] == []
 
 
+def test_the_families_of_the_support_matrix_are_those_of_the_tests() -> None:
+    (header,) = re.findall(r"^\| feature \| (`llava`.*) \| test \|$", PAGES["docs/support.md"], re.MULTILINE)
+    families = re.findall(r"`(\w+)`", header)
+    rows = re.findall(r"^\|.+?\|(.+)\| `(python_tests/\S+)\.py::(\w+)` \|$", PAGES["docs/support.md"], re.MULTILINE)
+    rows = [(cells.split("|"), path, test) for cells, path, test in rows if cells.count("|") == len(families) - 1]
+    assert len(rows) > 10
+    for cells, path, test in rows:
+        ticked = {family for family, cell in zip(families, cells, strict=True) if cell.strip()}
+        marks = getattr(importlib.import_module(path.replace("/", ".")), test).pytestmark
+        assert ticked == families_of(marks), test
+
+
+def families_of(marks: list[pytest.Mark]) -> set[str]:
+    """The values of a test's parameter ``kind``."""
+    for mark in marks:
+        if mark.name == "parametrize" and "kind" in mark.args[0]:
+            return {value if isinstance(value, str) else value[mark.args[0].index("kind")] for value in mark.args[1]}
+    return set()
+
+
 def test_every_public_name_is_in_the_api_pages() -> None:
     documented = set(re.findall(r"^::: vr_kernels\.(\S+)$", "\n".join(PAGES.values()), re.MULTILINE))
     public = {name: getattr(vr_kernels, name) for name in vr_kernels.__all__ if name != "__version__"}
