@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that spin while they wait for work slow each other down where there are fewer cores than threads.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-gpu test-sanitizer lint wheel clean
+.PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-gpu test-sanitizer lint docs wheel clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.with-demo
@@ -69,6 +69,12 @@ lint: $(VENV)/.with-lint
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.inl %.cpp %.cu,$(NATIVE) $(TWIN))
+
+# The site, in build/site. Nothing that a page needs to be read may come from the network.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.with-docs
+	$(BIN)/mkdocs build --strict
+	! grep -rE '<(script|link|img|iframe)[^>]+(src|href)="?https?:' build/site --include=*.html
 
 # setuptools would pack what an earlier build left in build/lib, deleted modules included.
 wheel: $(VENV)/.torch

@@ -52,8 +52,9 @@ def local_attention(
         backend: None chooses; "cpu", "triton", "cuda" or "reference" by name: it runs or it raises.
 
     Returns:
-        (..., h, d_v) in the query's dtype; with ``return_lse``, ``return_attention`` a tuple (out[, lse][, attention]).
-        A query without any key returns zeros. Differentiable once, in reverse mode, in every floating input.
+        (..., h, d_v) in the query's dtype; with ``return_lse``, ``return_attention`` a tuple
+        ``(out[, lse][, attention])``. A query without any key returns zeros. Differentiable once, in reverse mode, in
+        every floating input.
 
     Raises:
         ValueError: shapes, devices or index values that do not fit; a backend that is unknown or cannot run the call.
