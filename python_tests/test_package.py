@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import vr_kernels
+from python_tests import write_public_api
 
 PACKAGE = Path(vr_kernels.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
@@ -43,48 +44,16 @@ print(*vr_kernels.local_attention(torch.ones(1, 1, 1, 1, 2), torch.ones(1, 2, 2,
     assert python(program) == "1.0 1.0"
 
 
-def test_public_names_are_those_documented() -> None:
-    assert vr_kernels.__all__ == [
-        "BidirectionalTokenAttention",
-        "DeformableCrossAttention",
-        "GlobalCrossAttention",
-        "LocalCrossAttention",
-        "MultiBlockTokenFusion",
-        "SpatialTokenFusion",
-        "TokenFeatureCrossAttention",
-        "VisionRemember",
-        "VisionRememberConfig",
-        "VisionTokenMap",
-        "VisionZip",
-        "__version__",
-        "apply_pruning",
-        "apply_vision_remember",
-        "apply_visionzip",
-        "attention_density",
-        "attention_importance",
-        "attention_received",
-        "bidirectional_attention",
-        "capture_features",
-        "cls_saliency",
-        "deformable_attention",
-        "explain",
-        "gather_tokens",
-        "load_vision_remember",
-        "local_attention",
-        "local_cross_attention",
-        "merge_contextual_tokens",
-        "patch_linear",
-        "remove_pruning",
-        "remove_vision_remember",
-        "remove_visionzip",
-        "save_vision_remember",
-        "scatter_add_tokens",
-        "select_dominant_tokens",
-        "text_guide_token",
-        "window_index_from_grid",
-    ]
-    for name in vr_kernels.__all__:
-        assert getattr(vr_kernels, name).__doc__, name
+def test_the_public_names_and_signatures_are_those_recorded() -> None:
+    recorded = write_public_api.RECORD.read_text()
+    assert write_public_api.record() == recorded, "to accept: python -m python_tests.write_public_api"
+
+
+@pytest.mark.parametrize("module", ["vr_kernels", "vr_kernels.nn", "vr_kernels.compression"])
+def test_public_names_are_documented(module: str) -> None:
+    offered = importlib.import_module(module)
+    for name in offered.__all__:
+        assert getattr(offered, name).__doc__, name
 
 
 def test_its_types_are_for_everyone() -> None:

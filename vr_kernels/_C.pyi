@@ -183,6 +183,54 @@ def scatter_patches(
     threads: int,
 ) -> None: ...
 
+# Strides are of sequence, token, head and channel in elements.
+def attention_importance(
+    *,
+    sequences: int,
+    rows: int,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    bounds: int,
+    query: int,
+    key: int,
+    key_strides: tuple[int, int, int, int],
+    key_dtype: int,
+    key_mask: int,
+    scale: float,
+    softmax: bool,
+    weights: int,
+    threads: int,
+) -> None: ...
+def received_forward(
+    *,
+    scores: int,
+    heads: int,
+    rows: int,
+    columns: int,
+    first_row: int,
+    lse: int,
+    lse_stride: int,
+    threads: int,
+    received: int,
+    received_stride: int,
+) -> None: ...
+def received_backward(
+    *,
+    scores: int,
+    heads: int,
+    rows: int,
+    columns: int,
+    first_row: int,
+    lse: int,
+    lse_stride: int,
+    threads: int,
+    grad: int,
+    grad_stride: int,
+    total: int,
+) -> None: ...
+
 class _CpuFeatures(TypedDict, total=False):
     """The processor's own entries are there on x86-64 alone."""
 
@@ -207,5 +255,60 @@ def isa() -> str: ...
 def set_isa(name: str) -> None: ...
 def build_info() -> _BuildInfo: ...
 
-# Only where build_info()["cuda"] is true.
+# What follows is there only where build_info()["cuda"] is true.
+
+# device, and the address of its cudaStream_t
+_Stream = tuple[int, int]
+
+# addresses of the readers of all feature rows, and of where those of each row begin
+_Readers = tuple[int, int]
+
+# addresses of the statistics of the feature rows, of gamma and of beta; 0 for none
+_Norm = tuple[int, int, int]
+
 def cuda_probe() -> str: ...
+def cuda_local_attention_forward(
+    problem: LocalAttention, query: _Rows, out: _Rows, attention: _Rows, lse: _Rows, stream: _Stream
+) -> None: ...
+def cuda_local_attention_backward(
+    problem: LocalAttention,
+    grad_out: _Rows,
+    attention: _Rows,
+    grad_attention: _Rows,
+    grad_lse: _Rows,
+    value_constant: _Rows,
+    grad_scores: _Rows,
+    grad_query: _Rows,
+    pooled: _Rows,
+    slot_products: _Rows,
+    stream: _Stream,
+) -> None: ...
+def cuda_local_attention_feature_gradient(
+    problem: LocalAttention,
+    query: _Rows,
+    grad_out: _Rows,
+    attention: _Rows,
+    grad_scores: _Rows,
+    grad_key: int,
+    grad_value: int,
+    readers: _Readers,
+    stream: _Stream,
+) -> None: ...
+def cuda_local_cross_attention_statistics(features: LocalAttention, statistics: int, stream: _Stream) -> None: ...
+def cuda_local_cross_attention_scores(
+    features: LocalAttention,
+    norm: _Norm,
+    x: _Rows,
+    weight: _Rows,
+    width: int,
+    scores: _Rows,
+    parts: int,
+    part_stride: int,
+    stream: _Stream,
+) -> None: ...
+def cuda_local_cross_attention_project(
+    features: LocalAttention, norm: _Norm, a: _Rows, weight: _Rows, width: int, out: _Rows, stream: _Stream
+) -> None: ...
+def cuda_local_cross_attention_outer(
+    features: LocalAttention, norm: _Norm, x: _Rows, a: _Rows, width: int, factors: int, out: _Rows, stream: _Stream
+) -> None: ...

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vr_kernels._version import __version__
 from vr_kernels.ops._dispatch import Request
+from vr_kernels.ops._native_file import defect
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+REMEDY = "reinstall it with this Python: pip install --force-reinstall --no-deps vr-kernels (in a clone: -e .)"
 
 
 @functools.cache
 def _import() -> tuple[Any, str | None]:
     try:
-        return importlib.import_module("vr_kernels._C"), None
-    except ModuleNotFoundError:
-        return None, "vr_kernels._C was not built; reinstall vr-kernels with a C++17 compiler at hand"
-    except ImportError as error:
-        return None, f"vr_kernels._C cannot be imported: {error}"
+        reason = defect(importlib.util.find_spec("vr_kernels._C"), Path(__file__).parents[1])
+        if reason is not None:
+            return None, f"vr_kernels._C {reason}; {REMEDY}"
+        loaded = importlib.import_module("vr_kernels._C")
+    except (ImportError, OSError) as error:
+        return None, f"vr_kernels._C cannot be imported ({error}); {REMEDY}"
+    built = loaded.build_info()["version"]
+    if built != __version__:
+        return None, f"vr_kernels._C is of version {built}, and vr_kernels of {__version__}; {REMEDY}"
+    return loaded, None
 
 
 def module() -> Any:
