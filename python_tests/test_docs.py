@@ -16,6 +16,8 @@ import torch
 
 import vr_kernels
 from python_tests import _docs
+from vr_kernels import compression, integrations, nn
+from vr_kernels.compression import projectors, pruning
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -147,9 +149,11 @@ def families_of(marks: list[pytest.Mark]) -> set[str]:
 
 def test_every_public_name_is_in_the_api_pages() -> None:
     documented = set(re.findall(r"^::: vr_kernels\.(\S+)$", "\n".join(PAGES.values()), re.MULTILINE))
-    public = {name: getattr(vr_kernels, name) for name in vr_kernels.__all__ if name != "__version__"}
-    places = {f"{value.__module__}.{name}".removeprefix("vr_kernels.") for name, value in public.items()}
-    assert places <= documented
+    rooms = [vr_kernels, nn, compression, projectors, pruning, integrations]
+    public = [getattr(room, name) for room in rooms for name in room.__all__]
+    public = [value for value in public if inspect.isclass(value) or inspect.isfunction(value)]
+    places = {f"{value.__module__}.{value.__qualname__}".removeprefix("vr_kernels.") for value in public}
+    assert sorted(places - documented) == []
 
 
 def test_every_operator_has_a_page_with_its_reference() -> None:
