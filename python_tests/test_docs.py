@@ -82,13 +82,21 @@ def test_python_stands_in_blocks_that_are_run() -> None:
     assert not loose
 
 
-def test_every_command_exists() -> None:
+def test_every_command_and_option_exists() -> None:
+    import typer
+
     from vr_kernels.cli.app import app
 
-    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    named = {found[1] for _, line in indented_lines() if (found := re.search(r"(?:^|_python )vr-kernels (\w+)", line))}
-    assert named >= {"info", "bench", "generate", "train"}
-    assert named <= known
+    commands = typer.main.get_command(app).commands
+    known = {
+        name: {option for p in command.params for option in [*p.opts, *p.secondary_opts]}
+        for name, command in commands.items()
+    }
+    named = [found for _, line in indented_lines() if (found := re.search(r"(?:^|_python )vr-kernels (\w+)(.*)", line))]
+    assert {found[1] for found in named} >= {"info", "bench", "generate", "train"}
+    for found in named:
+        command, options = found[1], set(re.findall(r" (--[\w-]+)", found[2])) - {"--help"}
+        assert options <= known.get(command, set()), found[0]
 
 
 def test_every_bench_exists() -> None:
