@@ -75,7 +75,6 @@ lint: $(VENV)/.with-lint
 	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.inl %.cpp %.cu,$(NATIVE) $(TWIN))
 
 # The site, in build/site. Nothing that a page needs to be read may come from the network.
-docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.with-docs
 	$(BIN)/mkdocs build --strict
 	! grep -rE '<(script|link|img|iframe)[^>]+(src|href)="?https?:' build/site --include=*.html

@@ -16,6 +16,8 @@ import torch
 
 import vr_kernels
 from python_tests import _docs
+from vr_kernels import compression, integrations, nn
+from vr_kernels.compression import projectors, pruning
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -80,13 +82,21 @@ def test_python_stands_in_blocks_that_are_run() -> None:
     assert not loose
 
 
-def test_every_command_exists() -> None:
+def test_every_command_and_option_exists() -> None:
+    import typer
+
     from vr_kernels.cli.app import app
 
-    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    named = {found[1] for _, line in indented_lines() if (found := re.search(r"(?:^|_python )vr-kernels (\w+)", line))}
-    assert named >= {"info", "bench", "generate", "train"}
-    assert named <= known
+    commands = typer.main.get_command(app).commands
+    known = {
+        name: {option for p in command.params for option in [*p.opts, *p.secondary_opts]}
+        for name, command in commands.items()
+    }
+    named = [found for _, line in indented_lines() if (found := re.search(r"(?:^|_python )vr-kernels (\w+)(.*)", line))]
+    assert {found[1] for found in named} >= {"info", "bench", "generate", "train"}
+    for found in named:
+        command, options = found[1], set(re.findall(r" (--[\w-]+)", found[2])) - {"--help"}
+        assert options <= known.get(command, set()), found[0]
 
 
 def test_every_bench_exists() -> None:
@@ -147,9 +157,11 @@ def families_of(marks: list[pytest.Mark]) -> set[str]:
 
 def test_every_public_name_is_in_the_api_pages() -> None:
     documented = set(re.findall(r"^::: vr_kernels\.(\S+)$", "\n".join(PAGES.values()), re.MULTILINE))
-    public = {name: getattr(vr_kernels, name) for name in vr_kernels.__all__ if name != "__version__"}
-    places = {f"{value.__module__}.{name}".removeprefix("vr_kernels.") for name, value in public.items()}
-    assert places <= documented
+    rooms = [vr_kernels, nn, compression, projectors, pruning, integrations]
+    public = [getattr(room, name) for room in rooms for name in room.__all__]
+    public = [value for value in public if inspect.isclass(value) or inspect.isfunction(value)]
+    places = {f"{value.__module__}.{value.__qualname__}".removeprefix("vr_kernels.") for value in public}
+    assert sorted(places - documented) == []
 
 
 def test_every_operator_has_a_page_with_its_reference() -> None:
