@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,10 @@ def worker(rank: int, folder: str, way: str) -> None:
         found = gradients(block, model(*positional, **named))
         results[spread] = {k: g.full_tensor() if isinstance(g, DTensor) else g for k, g in found.items()}
     torch.save(results, f"{folder}/{rank}.pt")
+    # A model that outlives its process group may wait for it forever, and so may a process whose peer has gone.
+    del model, block, found, positional, named
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
