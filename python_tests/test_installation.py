@@ -45,17 +45,13 @@ def unavailable(module: Path) -> str:
     return said
 
 
-def overwritten(at: int, value: bytes) -> Callable[[Path], object]:
-    def spoil(module: Path) -> None:
-        content = bytearray(module.read_bytes())
-        content[at : at + len(value)] = value
-        module.write_bytes(content)
-
-    return spoil
+def cut_to_a_half(module: Path) -> None:
+    module.write_bytes(module.read_bytes()[: module.stat().st_size // 2])
 
 
-def cut(share: float) -> Callable[[Path], object]:
-    return lambda module: module.write_bytes(MODULE.read_bytes()[: int(share * MODULE.stat().st_size)])
+def turn_to_aarch64(module: Path) -> None:
+    content = module.read_bytes()
+    module.write_bytes(content[:18] + (183).to_bytes(2, "little") + content[20:])
 
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -64,10 +60,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda module: module.rename(module.with_name("_C.cpython-39-x86_64-linux-gnu.so")),
         "was built for cpython-39-x86_64-linux-gnu, and this Python is cpython-",
     ),
-    "empty": (cut(0), r"cannot be imported \(.*file too short"),
-    "cut to a half": (cut(0.5), "is cut off: .* bytes of at least"),
+    "empty": (lambda module: module.write_bytes(b""), r"cannot be imported \(.*file too short"),
+    "cut to a half": (cut_to_a_half, "is cut off: .* bytes of at least"),
     "not a library": (lambda module: module.write_text("a page of text\n" * 99), r"cannot be imported \(.*invalid ELF"),
-    "of another processor": (overwritten(18, b"\xb7\x00"), "was built for aarch64, and this machine is x86_64"),
+    "of another processor": (turn_to_aarch64, "was built for aarch64, and this machine is x86_64"),
     "another library": (
         lambda module: shutil.copy(next(Path(sysconfig.get_path("platlib")).glob("torch/lib/libgomp*")), module),
         r"cannot be imported \(.*PyInit__C",
