@@ -16,7 +16,7 @@ from python_tests.cuda._products import PRODUCTS, draw
 from python_tests.cuda._twin import SANITIZED, TwinFusedKernel
 from vr_kernels.ops import _cuda_fused
 
-SHAPES = 4 if SANITIZED else 60  # of each product and dtype: five hundred together
+SHAPES = 4 if SANITIZED else 24  # of each product and dtype: two hundred together
 
 # The least that a block takes of shared memory, half of what an sm_120 has, and of an sm_90.
 SHARED_MEMORY = [0, 50_000, 113_000]

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("_twin_backend")
 
 DRAW = {"local_attention": _shapes.draw_attention, "local_cross_attention": _shapes.draw_cross_attention}
 # Of each operator and dtype: two thousand together. The fused products have their own (test_products.py).
-SHAPES = {"twin": 8 if SANITIZED else 340, "twin_fused": 4 if SANITIZED else 60}
+SHAPES = {"twin": 8 if SANITIZED else 140, "twin_fused": 4 if SANITIZED else 24}
 KEY_BIAS = ["d key_bias"]  # exactly zero, of which stock PyTorch keeps what rounding leaves
 
 RUNS = [(subject, "twin") for subject in WINDOWED] + [(LOCAL_CROSS_ATTENTION, "twin_fused")]
