@@ -21,7 +21,7 @@ from python_tests.write_coverage import DOCS, TWINS
 pytestmark = pytest.mark.usefixtures("_twin_backend")
 
 DRAW = {"local_attention": _shapes.draw_attention, "local_cross_attention": _shapes.draw_cross_attention}
-# Of each operator and dtype: two thousand together. The fused products have their own (test_products.py).
+# Of each operator and dtype: nine hundred together. The fused products have their own (test_products.py).
 SHAPES = {"twin": 8 if SANITIZED else 140, "twin_fused": 4 if SANITIZED else 24}
 KEY_BIAS = ["d key_bias"]  # exactly zero, of which stock PyTorch keeps what rounding leaves
 
