@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from python_tests.test_readme import tables
+from python_tests.test_docs import tables
 from vr_kernels.cli.app import app
 from vr_kernels.cli.measure import run
 from vr_kernels.cli.measure.llava_vr import LlavaVRBench
