@@ -171,3 +171,11 @@ def test_checks_of_a_signature_seen_before_are_not_repeated() -> None:
 
     assert [check((1, 2)), check((1, 2)), check((3,))] == [2, 2, 1]
     assert seen == [(1, 2), (3,)]
+
+
+def test_a_number_of_another_type_is_another_signature() -> None:
+    scores = torch.zeros(2, 9)
+    vr_kernels.select_dominant_tokens(scores, 1)
+    for count in (True, 1.0):
+        with pytest.raises(TypeError, match=f"select_dominant_tokens: count is {count}; it must be an int"):
+            vr_kernels.select_dominant_tokens(scores, count)  # type: ignore[arg-type]

@@ -43,7 +43,8 @@ def signatures(*values: Any) -> tuple[Any, ...]:
 
 def remember(check: Callable[P, R]) -> Callable[P, R]:
     """Run ``check`` once per distinct set of signatures; each time in traced code, where sizes are symbolic."""
-    remembered = functools.lru_cache(maxsize=1024)(check)
+    # Typed: 2.0 equals 2 and True equals 1, but what allows the one may refuse the other.
+    remembered = functools.lru_cache(maxsize=1024, typed=True)(check)
 
     @functools.wraps(check)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
