@@ -173,3 +173,10 @@ def test_an_unknown_preset() -> None:
 def test_a_processor_without_a_grid() -> None:
     with pytest.raises(ValueError, match=r"token_grid is None; it must be the config's token_grid \[n_h, n_w\]"):
         LlavaVRProcessor(tiny.processor(tiny.config()).image_processor, tiny.tokenizer())
+
+
+def test_a_baseline_needs_no_levels_that_its_encoder_has() -> None:
+    default = {"vr_levels": [7, 15, 23], "vr_options": {}}
+    assert tiny.model(vr_layers=[], **default).config.vr_layers == []
+    with pytest.raises(ValueError, match="LlavaVRConfig: vr_levels has 7; an encoder of 4 blocks"):
+        tiny.config(vr_layers=[1], **default)

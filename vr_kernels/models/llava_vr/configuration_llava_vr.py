@@ -105,9 +105,9 @@ class LlavaVRConfig(LlavaNextConfig):
         if self.vr_position not in POSITIONS:
             self._refuse("vr_position", " or ".join(map(repr, POSITIONS)))
         check_layers(NAME, self.vr_layers, self.text_config.num_hidden_layers, self.vr_position)
-        self.vr_levels = [self._level("vr_levels", level) for level in self.vr_levels]
         _ = self.token_grid, self.projector_levels  # each refuses what does not fit
-        if self.vr_layers:
+        if self.vr_layers:  # else nobody reads vr_levels, whose default is that of 24 blocks
+            self.vr_levels = [self._level("vr_levels", level) for level in self.vr_levels]
             self._check_blocks()
 
     def _check_llava_next(self) -> None:
