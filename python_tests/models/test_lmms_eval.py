@@ -126,6 +126,11 @@ def test_an_image_may_come_as_a_file(model: Any, folder: Path, tmp_path: Path) -
     assert model.generate_until([asked]) == [alone(folder, 0)]
 
 
+def test_tasks_of_several_rounds_are_refused_in_words(model: Any) -> None:
+    with pytest.raises(NotImplementedError, match="vr_kernels: tasks of several rounds are not supported"):
+        model.generate_until_multi_round([])
+
+
 def test_an_unknown_argument_is_refused_with_the_known_ones(module: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match="use_cache is no argument of this model; it has pretrained, device"):
         module.EvaluatedAssistant(str(folder), use_cache=True)
