@@ -10,7 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from vr_kernels.cli.app import app
-from vr_kernels.cli.demonstration import features, figure, resampler
+from vr_kernels.cli.demonstration import features, photograph_figure, resampler
 
 
 def demo(picture: Path) -> Invoked:
@@ -56,14 +56,14 @@ def test_the_tiles_are_the_whole_photograph_and_its_quarters() -> None:
 def test_attention_lands_on_the_feature_it_belongs_to() -> None:
     weights = torch.zeros(2, 3, 4, 9)  # (n_h, n_w, h, K)
     weights[1, 2, :, 5] = 1.0  # window (1, 2), slot 5: its row 1, column 2
-    drawn = figure.over_grid(weights)
+    drawn = photograph_figure.over_grid(weights)
     assert drawn.shape == (6, 9)
     assert drawn[3 + 1, 6 + 2] == 1.0
     assert drawn.sum() == 1.0
 
 
 def test_kept_patches_are_clear_and_merged_ones_have_their_token_s_colour() -> None:
-    drawn = figure.merged_over(torch.tensor([[0, 1, 2], [3, 2, 0]]), dominant=2)
+    drawn = photograph_figure.merged_over(torch.tensor([[0, 1, 2], [3, 2, 0]]), dominant=2)
     assert (drawn[..., 3] == [[0, 0, 0.7], [0.7, 0.7, 0]]).all()
     assert (drawn[0, 2] == drawn[1, 1]).all()
     assert (drawn[0, 2] != drawn[1, 0]).any()
