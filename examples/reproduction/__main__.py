@@ -1,4 +1,4 @@
-"""The command: one run, all runs that are missing, the encoder, or the tables."""
+"""The command: one run, all runs that are missing, the encoder, the tables, or the models that are shipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from examples.reproduction.rows import ROWS, SEEDS, TABLES
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.reproduction", description=__doc__)
-    parser.add_argument("command", nargs="?", default="run", choices=("run", "missing", "encoder", "tables"))
+    parser.add_argument("command", nargs="?", default="run", choices=("run", "missing", "encoder", "tables", "ship"))
     parser.add_argument("--task", default="digits")
     parser.add_argument("--row", choices=ROWS, help="of run")
     parser.add_argument("--seed", type=int, default=SEEDS[0], help="of run")
@@ -34,6 +34,10 @@ def main() -> None:
         from examples.reproduction.encoder import train_encoder
 
         print(train_encoder()["patch_accuracy"])
+    elif arguments.command == "ship":
+        from examples.reproduction.ship import ship
+
+        ship()
     else:
         from examples.reproduction.tables import write_tables
 
