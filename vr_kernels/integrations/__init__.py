@@ -6,6 +6,7 @@ from vr_kernels.integrations.vision_remember import (
     apply_vision_remember,
     load_vision_remember,
     peft_modules_to_save,
+    record_window_attention,
     remove_vision_remember,
     save_vision_remember,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "capture_features",
     "load_vision_remember",
     "peft_modules_to_save",
+    "record_window_attention",
     "remove_pruning",
     "remove_vision_remember",
     "remove_visionzip",

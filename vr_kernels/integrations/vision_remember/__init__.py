@@ -5,6 +5,7 @@ from vr_kernels.integrations.vision_remember.apply import (
     peft_modules_to_save,
     remove_vision_remember,
 )
+from vr_kernels.integrations.vision_remember.attention import WindowAttention, record_window_attention
 from vr_kernels.integrations.vision_remember.checkpoint import load_vision_remember, save_vision_remember
 from vr_kernels.integrations.vision_remember.context import VisionRememberContext, prompt_of_labels
 from vr_kernels.integrations.vision_remember.encoded import EncodedImages, note_prompt
@@ -14,6 +15,7 @@ from vr_kernels.integrations.vision_remember.prefill import image_slots, prefill
 __all__ = [
     "EncodedImages",
     "VisionRememberContext",
+    "WindowAttention",
     "apply_vision_remember",
     "image_slots",
     "insert_blocks",
@@ -22,6 +24,7 @@ __all__ = [
     "peft_modules_to_save",
     "prefill_context",
     "prompt_of_labels",
+    "record_window_attention",
     "remove_blocks",
     "remove_vision_remember",
     "save_vision_remember",
