@@ -9,12 +9,12 @@ from click.testing import Result as Invoked
 from torch import nn
 from typer.testing import CliRunner
 
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.cli.demonstration import features, figure, resampler
 
 
 def demo(picture: Path) -> Invoked:
-    return CliRunner().invoke(app, ["demo", "--quick", "--output", str(picture)])
+    return CliRunner().invoke(commands, ["demo", "--quick", "--output", str(picture)])
 
 
 def test_it_shows_that_the_outputs_agree_and_draws_them(tmp_path: Path) -> None:
