@@ -85,12 +85,12 @@ def test_python_stands_in_blocks_that_are_run() -> None:
 def test_every_command_and_option_exists() -> None:
     import typer
 
-    from vr_kernels.cli.app import app
+    from vr_kernels.cli.commands import commands
 
-    commands = typer.main.get_command(app).commands
+    built = typer.main.get_command(commands).commands
     known = {
         name: {option for p in command.params for option in [*p.opts, *p.secondary_opts]}
-        for name, command in commands.items()
+        for name, command in built.items()
     }
     named = [found for _, line in indented_lines() if (found := re.search(r"(?:^|_python )vr-kernels (\w+)(.*)", line))]
     assert {found[1] for found in named} >= {"info", "bench", "generate", "train"}

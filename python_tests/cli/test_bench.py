@@ -10,7 +10,7 @@ from click.testing import Result as Invoked
 from torch import Tensor
 from typer.testing import CliRunner
 
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.cli.measure import memory, report, run
 from vr_kernels.cli.measure.bench import Contender
 from vr_kernels.cli.measure.floor import Ceilings
@@ -22,7 +22,7 @@ PNG = b"\x89PNG"
 
 
 def bench(*options: str) -> Invoked:
-    return CliRunner().invoke(app, ["bench", "local_cross_attention", "--shape", "tiny", "--quick", *options])
+    return CliRunner().invoke(commands, ["bench", "local_cross_attention", "--shape", "tiny", "--quick", *options])
 
 
 def test_a_run_leaves_a_table_a_record_and_a_picture(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_without_a_gpu_cuda_prints_the_plan_and_says_that_nothing_was_measured(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     record_file = tmp_path / "record.json"
     command = ["bench", "local_cross_attention", "--device", "cuda", "--dtype", "bfloat16", "--batch", "8"]
-    result = CliRunner().invoke(app, [*command, "--json", str(record_file)])
+    result = CliRunner().invoke(commands, [*command, "--json", str(record_file)])
     assert result.exit_code == 0, result.output
     assert "arithmetic for an H200, nothing was measured" in result.stdout
     assert "There is no CUDA device here: nothing was measured." in result.stdout

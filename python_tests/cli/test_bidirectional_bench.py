@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.cli.measure.bidirectional_attention import BidirectionalAttentionBench
 from vr_kernels.cli.measure.bidirectional_attention.cases import SHAPES
 
@@ -15,7 +15,7 @@ from vr_kernels.cli.measure.bidirectional_attention.cases import SHAPES
 def test_a_run_measures_the_layer_against_stock_pytorch(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     command = ["bench", "bidirectional_attention", "--shape", "tiny", "--quick", "--backward", "--json", str(record)]
-    result = CliRunner().invoke(app, [*command, "--compare", "naive", "--compare", "packed"])
+    result = CliRunner().invoke(commands, [*command, "--compare", "naive", "--compare", "packed"])
     assert result.exit_code == 0, result.output
     (case,) = json.loads(record.read_text())["cases"]
     assert [row["name"] for row in case["rows"]] == ["ours", "naive", "packed"]

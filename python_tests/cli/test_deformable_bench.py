@@ -9,7 +9,7 @@ import torch
 from click.testing import Result as Invoked
 from typer.testing import CliRunner
 
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.cli.measure.accuracy import errors
 from vr_kernels.cli.measure.benches import BENCHES
 from vr_kernels.cli.measure.deformable_attention import SHAPES as DEFORMABLE
@@ -21,7 +21,7 @@ BENCH, TOWER = DeformableAttentionBench(), SaliencyBench()
 
 
 def bench(*arguments: str) -> Invoked:
-    return CliRunner().invoke(app, ["bench", *arguments, "--shape", "tiny", "--quick"])
+    return CliRunner().invoke(commands, ["bench", *arguments, "--shape", "tiny", "--quick"])
 
 
 def test_both_are_there_by_name() -> None:

@@ -10,12 +10,8 @@ from click.testing import Result as Invoked
 from torch import nn
 from typer.testing import CliRunner
 
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.cli.demonstration import answers, features, photograph_figure, reading, resampler
-
-
-def demo(picture: Path, *options: str) -> Invoked:
-    return CliRunner().invoke(app, ["demo", "--quick", "--output", str(picture), *options])
 
 
 def test_it_reads_digits_shows_that_the_outputs_agree_and_draws_both(tmp_path: Path) -> None:

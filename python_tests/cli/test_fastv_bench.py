@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.cli.measure.fastv import FastVBench, contenders
 from vr_kernels.cli.measure.fastv.cases import SHAPES, make_inputs
 
@@ -69,7 +69,7 @@ def test_a_backward_pass_is_refused() -> None:
 
 
 def test_it_runs_from_the_command_line() -> None:
-    result = CliRunner().invoke(app, ["bench", "fastv", "--shape", "tiny", "--quick", "--compare", "sdpa"])
+    result = CliRunner().invoke(commands, ["bench", "fastv", "--shape", "tiny", "--quick", "--compare", "sdpa"])
     assert result.exit_code == 0, result.output
     assert "last token (small shape)" in result.output
     assert "not measured" not in result.output

@@ -11,7 +11,7 @@ from click.testing import Result as Invoked
 from typer.testing import CliRunner
 
 from python_tests.models import _folders, _llava_vr
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.models.inference import Assistant
 from vr_kernels.models.prompts import user_message
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def generate(model: Path, *options: object, prompt: str = "w1 w2") -> Invoked:
-    return CliRunner().invoke(app, ["generate", "--model", str(model), "--prompt", prompt, *map(str, options)])
+    return CliRunner().invoke(commands, ["generate", "--model", str(model), "--prompt", prompt, *map(str, options)])
 
 
 @pytest.mark.parametrize("model", ["llava_vr", "llava_next"])

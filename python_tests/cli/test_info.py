@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vr_kernels.cli import environment
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.ops import _native
 from vr_kernels.ops._dispatch import operators
 
@@ -14,7 +14,7 @@ PARTS = ("versions", "cpu", "cuda", "native", "backends")
 
 
 def info(*options: str) -> str:
-    result = CliRunner().invoke(app, ["info", *options])
+    result = CliRunner().invoke(commands, ["info", *options])
     assert result.exit_code == 0, result.output
     return result.stdout
 

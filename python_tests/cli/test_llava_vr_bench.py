@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from python_tests.test_docs import tables
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.cli.measure import run
 from vr_kernels.cli.measure.llava_vr import LlavaVRBench
 from vr_kernels.cli.measure.llava_vr.cases import LAYERS, SHAPES, ModelCase, operations, parameters_read
@@ -134,7 +134,7 @@ def test_a_run_leaves_a_record_that_the_page_is_made_from(tmp_path: Path, monkey
     monkeypatch.setattr(run, "peak_memory", lambda *call: dict.fromkeys(("ours", "pool", "naive", "mlp"), 1))
     compared = [word for name in ("pool", "naive", "mlp") for word in ("--compare", name)]
     command = ["bench", "llava_vr", "--shape", "v2", "--quick", *compared, "--json", str(tmp_path / "record.json")]
-    result = CliRunner().invoke(app, command)
+    result = CliRunner().invoke(commands, command)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "record.json").read_text())
     (case,) = record["cases"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.cli.measure.accuracy import errors
 from vr_kernels.cli.measure.token_fusion import TokenFusionBench
 from vr_kernels.cli.measure.token_fusion.cases import SHAPES, Layer, make_inputs
@@ -55,7 +55,7 @@ def test_a_case_survives_a_record() -> None:
 def test_a_run_leaves_a_table_and_a_record(tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     command = ["bench", "token_fusion", "--shape", "tiny", "--quick", "--backward", "--compare", "linear"]
-    result = CliRunner().invoke(app, [*command, "--compare", "conv", "--compare", "triton", "--json", str(file)])
+    result = CliRunner().invoke(commands, [*command, "--compare", "conv", "--compare", "triton", "--json", str(file)])
     assert result.exit_code == 0, result.output
     (case,) = json.loads(file.read_text())["cases"]
     assert [row["name"] for row in case["rows"]] == ["ours", "linear", "conv"]

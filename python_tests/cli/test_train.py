@@ -10,12 +10,12 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from python_tests.models.training import _tiny
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 
 
 def command(folder: Path, *options: str, **changes: Any) -> Result:
     (folder / "settings.yaml").write_text(yaml.safe_dump(_tiny.settings(folder, **changes)))
-    return CliRunner().invoke(app, ["train", "--config", str(folder / "settings.yaml"), *options])
+    return CliRunner().invoke(commands, ["train", "--config", str(folder / "settings.yaml"), *options])
 
 
 def test_a_run_says_what_it_trains_and_where_the_model_is(tmp_path: Path) -> None:
@@ -72,6 +72,6 @@ def test_a_corrupt_image_ends_a_run_with_its_name(workers: int, tmp_path: Path) 
 
 
 def test_a_file_of_settings_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "absent.yaml")])
+    done = CliRunner().invoke(commands, ["train", "--config", str(tmp_path / "absent.yaml")])
     assert done.exit_code == 1
     assert done.stderr.endswith("absent.yaml cannot be read: No such file or directory\n")

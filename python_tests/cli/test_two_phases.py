@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from typer.testing import CliRunner
 
-from vr_kernels.cli.app import app
+from vr_kernels.cli.commands import commands
 from vr_kernels.models.inference import Assistant, open_image
 from vr_kernels.models.prompts import user_message
 
@@ -17,7 +17,7 @@ EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "llava_vr_
 
 
 def run(*words: object) -> str:
-    result = CliRunner().invoke(app, list(map(str, words)))
+    result = CliRunner().invoke(commands, list(map(str, words)))
     assert result.exit_code == 0, result.output
     return result.stdout
 

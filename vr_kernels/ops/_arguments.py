@@ -166,11 +166,14 @@ class Arguments:
             words = " or ".join(["None" if one is None else f'"{one}"' for one in allowed])
             raise self.error(f"{name} is {value!r}; it must be {words}")
 
-    def levels(self, name: str, values: Sequence[Any], query: Signature) -> list[Signature]:
-        """Levels, which share all sizes but the last."""
+    def levels(self, name: str, values: Sequence[Any], query: Signature | None = None) -> list[Signature]:
+        """Levels, which share all sizes but the last; None where the first level is itself what the others go by."""
         if not values:
             raise self.error(f"{name} is an empty sequence; it must hold at least one level")
         first_name = name if len(values) == 1 else f"{name}[0]"
+        if query is None:
+            query = self.tensor(first_name, values[0])
+            self.floating(first_name, query)
         first = self.companion(first_name, values[0], query)
         levels = [first]
         for i, value in enumerate(values[1:], start=1):
@@ -200,15 +203,20 @@ def is_readable(index: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(index)
 
 
+def refuse_outside(operator: str, name: str, index: Tensor, low: int, high: int, allowed: str) -> None:
+    """Raise for the first number of a readable index that is not in [low, high); ``allowed`` says what it may be."""
+    if index.numel() == 0:
+        return
+    least, most = torch.aminmax(index)
+    if int(least) >= low and int(most) < high:
+        return
+    place = ((index < low) | (index >= high)).nonzero()[0].tolist()
+    at = ", ".join(map(str, place))
+    raise ValueError(f"{operator}: {name}[{at}] is {int(index[tuple(place)])}; it must be {allowed}")
+
+
 def check_index_values(operator: str, window_index: Tensor | None, rows: int) -> None:
     """Refuse a window_index that points outside the feature rows. Reads data: plain CPU tensors, untraced code only."""
-    if window_index is None or not is_readable(window_index) or window_index.numel() == 0:
-        return
-    low, high = torch.aminmax(window_index)
-    if int(low) >= -1 and int(high) < rows:
-        return
-    query, slot = ((window_index < -1) | (window_index >= rows)).nonzero()[0].tolist()
-    raise ValueError(
-        f"{operator}: window_index[{query}, {slot}] is {int(window_index[query, slot])}; "
-        f"it must be -1 (absent) or a feature row in [0, {rows})"
-    )
+    if window_index is not None and is_readable(window_index):
+        allowed = f"-1 (absent) or a feature row in [0, {rows})"
+        refuse_outside(operator, "window_index", window_index, -1, rows, allowed)

@@ -74,8 +74,6 @@ def windows_of(
         )
     if len(features) != 1:
         raise arguments.error(f"{name} has leading shape {features}; the indexed form takes (M,)")
-    if window_index.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{arguments.operator}: window_index is {window_index.dtype}; it must be int32 or int64")
     if len(window_index.shape) != 2 or window_index.shape[0] != query[0]:
         raise arguments.error(f"window_index has shape {window_index.shape}; it must be (N, K) with N = {query[0]}")
     return Windows(query, features, None, window_index.shape[1])

@@ -123,20 +123,12 @@ def _check(given: tuple[Any, ...], shared: bool) -> WindowRequest:
         2: "(M, D) a level",
     }[rank]
     arguments.rank("key", levels[0], {rank: form})
-    heads, width = q.shape[-2:]
+    heads = q.shape[-2]
     kv_heads = 1 if shared else levels[0].shape[-2]
     channels = sum(level.shape[-1] for level in levels)
-    if heads == 0 or width == 0:
-        raise arguments.error(f"query has {heads} heads of width {width}; both must be at least 1")
-    if channels != width:
-        raise arguments.error(f"key has width {channels}, query has {width}; they must be equal")
-    if kv_heads == 0 or heads % kv_heads != 0:
-        raise arguments.error(f"key has {kv_heads} heads, query has {heads}; the key's must divide the query's")
-    index = None
-    if window_index is not None:
-        index = arguments.tensor("window_index", window_index)
-        arguments.same_device("window_index", index, q)
     rows = levels[0].shape[: len(q.shape) - 2]
+    arguments.heads(q, levels[0]._replace(shape=(*rows, kv_heads, channels)))
+    index = None if window_index is None else arguments.index("window_index", window_index, q)
     windows = windows_of(arguments, q.shape[:-2], "key", rows, index)
     if value is not None:
         v = arguments.companion("value", value, q)

@@ -172,10 +172,7 @@ def _check(
                 f"{name} has shape {got.shape}; it must be (E, C) = {(width, channels)}, "
                 "the query's width by the features' widths together"
             )
-    index = None
-    if window_index is not None:
-        index = arguments.tensor("window_index", window_index)
-        arguments.same_device("window_index", index, q)
+    index = None if window_index is None else arguments.index("window_index", window_index, q)
     rows = levels[0].shape[:-1]
     windows = windows_of(arguments, q.shape[:-1], "features", rows, index)
     key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency = biases
@@ -188,10 +185,8 @@ def _check(
     bias_shapes = [(num_heads, windows.slots), (windows.count, num_heads, windows.slots)]
     arguments.auxiliary("attention_bias", attention_bias, q, bias_shapes)
     arguments.auxiliary("saliency", saliency, q, [rows])
-    if norm_groups not in ("all", "level"):
-        raise arguments.error(f'norm_groups is {norm_groups!r}; it must be "all" or "level"')
-    if saliency_on not in ("value", "feature"):
-        raise arguments.error(f'saliency_on is {saliency_on!r}; it must be "value" or "feature"')
+    arguments.choice("norm_groups", norm_groups, ("all", "level"))
+    arguments.choice("saliency_on", saliency_on, ("value", "feature"))
     return WindowRequest(
         q.device.type, q.dtype, subclass, windows=windows, heads=num_heads, channels=channels, levels=len(levels)
     )

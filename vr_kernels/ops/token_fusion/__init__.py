@@ -91,11 +91,8 @@ def _check(
     """All that can be refused from shapes, dtypes, devices and options: signatures as ``_request`` orders them."""
     weight, bias, *features = given
     arguments = Arguments("patch_linear", query="features")
-    if not features:
-        raise arguments.error("features is an empty sequence; it must hold at least one level")
-    first = arguments.tensor("features" if len(features) == 1 else "features[0]", features[0])
-    arguments.floating("features", first)
-    levels = arguments.levels("features", features, first)
+    levels = arguments.levels("features", features)
+    first = levels[0]
     arguments.rank("features", first, {4: "(B, H, W, D) a level"})
     if not isinstance(kernel_size, int) or isinstance(kernel_size, bool) or kernel_size < 1:
         raise arguments.error(f"kernel_size is {kernel_size!r}; it must be an integer of at least 1")

@@ -8,14 +8,14 @@ from vr_kernels.cli.generate import generate
 from vr_kernels.cli.info import info
 from vr_kernels.cli.train import train
 
-app = typer.Typer(
+commands = typer.Typer(
     help="What vr_kernels finds on this machine, how fast it is here, and what it does.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(info)
-app.command()(bench)
-app.command()(demo)
-app.command()(train)
-app.command()(generate)
+commands.command()(info)
+commands.command()(bench)
+commands.command()(demo)
+commands.command()(train)
+commands.command()(generate)
