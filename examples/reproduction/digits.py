@@ -51,6 +51,7 @@ class DigitGrid(Task):
     labels: ClassVar[dict[str, int]] = {"digit": 10}
     cells = SIDE
     encoder = "digits"
+    encoder_steps = 2000
     tables = ("components", "interaction", "insertion", "ratio", "refusion", "methods", "projectors", "compute")
 
     def draw(self, number: int, seed: int, part: str) -> Sample:

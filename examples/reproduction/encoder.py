@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from examples.reproduction.records import MODELS, environment, write_json
 from examples.reproduction.task import GRID, PARTS, Array, Task
 
-STEPS, BATCH, LEARNING_RATE = 2000, 16, 2e-3
+BATCH, LEARNING_RATE = 16, 2e-3
 
 
 def encoder_folder(task: Task) -> Path:
@@ -64,13 +64,13 @@ class PatchNamer(nn.Module):
 
 
 def train_encoder(
-    task: Task, folder: Path | None = None, *, steps: int = STEPS, seed: int = 0, test_images: int = 500
+    task: Task, folder: Path | None = None, *, steps: int | None = None, seed: int = 0, test_images: int = 500
 ) -> dict[str, Any]:
     """Trains the tower, writes it for ``from_pretrained``, and returns its record, which stands beside it.
 
     Its accuracy is measured on ``test_images`` images of each part.
     """
-    folder = folder or encoder_folder(task)
+    folder, steps = folder or encoder_folder(task), steps or task.encoder_steps
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     model = PatchNamer(task)

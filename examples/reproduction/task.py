@@ -40,6 +40,7 @@ class Task(ABC):
     patch_pixels: ClassVar[int]
     labels: ClassVar[dict[str, int]]  # what an encoder names at each patch, and of how many kinds
     cells: ClassVar[int]  # along an edge; patches of a cell show one thing
+    encoder_steps: ClassVar[int]  # of its training
     encoder: ClassVar[str]  # the name of the encoder, which tasks with the same images share
     tables: ClassVar[tuple[str, ...]]  # of rows.TABLES, in the order in which they are worth having
 

@@ -1,9 +1,7 @@
-"""The training of one row: drawn samples, transformers' Trainer, checkpoints that a killed run goes on from."""
+"""The training of one row: drawn samples, the package's trainer, checkpoints that a killed run goes on from."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from examples.reproduction.encoder import normalised
 from examples.reproduction.model import EOS, IMAGE, vocabulary
 from examples.reproduction.task import PARTS, Sample, Task
+from vr_kernels.models.training.trainer import VisionLanguageTrainer
 
 IGNORED = -100
 CURVE_SEED = 1000  # those of trainings are smaller
-CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True)
@@ -66,32 +64,10 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-class ResumableTrainer(Trainer):
-    """A ``Trainer`` whose checkpoints appear under their names when they are whole, each in place of the one before."""
+class RowTrainer(VisionLanguageTrainer):
+    """The package's trainer with the optimizer of transformers' own, for all parameters have one learning rate."""
 
-    staging = False
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(self.args.output_dir) / ".staging" if self.staging else self.args.output_dir)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        shutil.rmtree(folder / ".staging", ignore_errors=True)
-        self.staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.staging = False
-        name = f"{CHECKPOINT}{self.state.global_step}"
-        older = [path for path in checkpoints(folder) if path.name != name]
-        os.replace(folder / ".staging" / name, folder / name)
-        for path in older:
-            shutil.rmtree(path)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The oldest first."""
-    return sorted(folder.glob(f"{CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
+    create_optimizer = Trainer.create_optimizer
 
 
 class LearningCurve(TrainerCallback):
@@ -171,7 +147,9 @@ def train_row(task: Task, model: Any, image_tokens: int, recipe: Recipe, seed: i
         report_to=[],
         seed=seed,
     )
-    trainer = ResumableTrainer(
+    trainer = RowTrainer(
+        learning_rates={},
+        keep=1,
         model=model,
         args=arguments,
         train_dataset=SampleDataset(
@@ -180,7 +158,7 @@ def train_row(task: Task, model: Any, image_tokens: int, recipe: Recipe, seed: i
         data_collator=collate,
         callbacks=[LearningCurve(task, recipe, image_tokens)],
     )
-    last = next(reversed(checkpoints(folder)), None)
+    last = trainer.last_checkpoint()
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     log = trainer.state.log_history
     return {
