@@ -5,7 +5,6 @@ Weights are written in half precision, a few MB in all; the record beside each s
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,31 @@ from typing import Any
 import torch
 from PIL import Image
 
-from examples.reproduction.digits import draw_grid, load_split
-from examples.reproduction.records import MODELS, RECORDS, environment, read_record, record_path, write_json
+from examples.reproduction.records import MODELS, RECORDS, Record, environment, read_record, record_path, write_json
 from examples.reproduction.run import TEST_SEED, WORK, generated_accuracy
+from examples.reproduction.task import PARTS, Task
+from examples.reproduction.tasks import find_task
 
-SHIPPED = {"digits-pooled": ("pool", 0), "digits-vision-remember": ("full", 0)}
-QUESTIONS = MODELS / "questions"
+SHIPPED = {"pooled": "pool", "vision-remember": "full"}  # by the end of its folder's name, a row
+SEED = 0
 NUMBER_OF_QUESTIONS = 6
 
 
-def ship(folder: Path = MODELS) -> None:
-    """Writes every shipped model from its finished run, and the questions.
+def ship(name: str, folder: Path = MODELS) -> None:
+    """Writes both models of a task from their finished runs, and the questions.
 
     Raises:
-        FileNotFoundError: a run without a record or without its model.
+        ValueError: an unknown task.
+        FileNotFoundError: a run without a record.
     """
-    for name, (row, seed) in SHIPPED.items():
-        record = read_record(record_path("digits", row, seed, RECORDS))
-        ship_model(WORK / f"digits-{row}-{seed}" / "model", folder / name, record)
-    write_questions(folder / QUESTIONS.name)
+    task = find_task(name)
+    for ending, row in SHIPPED.items():
+        record = read_record(record_path(name, row, SEED, RECORDS))
+        ship_model(task, WORK / f"{name}-{row}-{SEED}" / "model", folder / f"{name}-{ending}", record)
+    write_questions(task, folder / f"{name}-questions")
 
 
-def ship_model(trained: Path, folder: Path, record: dict[str, Any]) -> None:
+def ship_model(task: Task, trained: Path, folder: Path, record: Record) -> None:
     """A copy of a trained model in float16, ready for ``from_pretrained``."""
     from vr_kernels.models.llava_vr import LlavaVRForConditionalGeneration, LlavaVRProcessor
 
@@ -48,23 +50,22 @@ def ship_model(trained: Path, folder: Path, record: dict[str, Any]) -> None:
     said = {
         "what": record["what"],
         "command": record["command"],
-        "trained": {name: record[name] for name in ("date", "device", "versions", "accuracy")},
+        "trained": {key: record[key] for key in ("date", "device", "versions", "accuracy")},
         "test_images": images,
-        "accuracy": {part: generated_accuracy(shipped, processor, part, images) for part in ("seen", "unseen")},
+        "accuracy": {part: generated_accuracy(task, shipped, processor, part, images) for part in PARTS},
         **environment("cpu"),
     }
     write_json(folder / "record.json", said)
 
 
-def write_questions(folder: Path) -> None:
-    """Grids of digits that nothing was trained on, as PNG files, with a question and the true answer each."""
+def write_questions(task: Task, folder: Path) -> None:
+    """Images of what nothing was trained on, as PNG files, with a question and the true answer each."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    questions, digits = [], load_split("unseen")
+    questions = []
     for number in range(NUMBER_OF_QUESTIONS):
-        grid = draw_grid(digits, TEST_SEED, number)
-        name = f"digits-{number}.png"
-        Image.fromarray(grid.image).save(folder / name)
-        answer = " ".join(map(str, grid.labels[grid.row]))
-        questions.append({"image": name, "prompt": f"row {grid.row + 1} :", "answer": answer})
-    (folder / "questions.json").write_text(json.dumps(questions, indent=1) + "\n")
+        sample = task.draw(number, TEST_SEED, "unseen")
+        image = f"{task.name}-{number}.png"
+        Image.fromarray(sample.image).save(folder / image)
+        questions.append({"image": image, "prompt": " ".join(sample.question), "answer": " ".join(sample.answer)})
+    write_json(folder / "questions.json", {"unit": task.unit, "questions": questions})

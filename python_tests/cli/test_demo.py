@@ -14,10 +14,14 @@ from vr_kernels.cli.commands import commands
 from vr_kernels.cli.demonstration import answers, features, photograph_figure, reading, resampler
 
 
+def demo(picture: Path, *options: str) -> Invoked:
+    return CliRunner().invoke(commands, ["demo", "--quick", "--output", str(picture), *options])
+
+
 def test_it_reads_digits_shows_that_the_outputs_agree_and_draws_both(tmp_path: Path) -> None:
     result = demo(tmp_path / "picture.png")
     assert result.exit_code == 0, result.output
-    for question in answers.read_questions(answers.MODELS):
+    for question in answers.read_questions(answers.MODELS, "digits").every:
         assert f"{question.image.name}, {question.prompt}" in result.stdout
         assert question.answer in result.stdout
     assert "times the pooled model's time" in result.stdout
@@ -31,24 +35,25 @@ def test_it_reads_digits_shows_that_the_outputs_agree_and_draws_both(tmp_path: P
 def test_a_folder_without_the_models_ends_it_in_words(tmp_path: Path) -> None:
     result = demo(tmp_path / "picture.png", "--models", str(tmp_path))
     assert result.exit_code == 1
-    assert f"vr-kernels demo: model {tmp_path / 'digits-pooled'}: there is no such folder" in result.stdout
+    assert f"vr-kernels demo: {tmp_path} holds no trained models" in result.stdout
     assert not list(tmp_path.iterdir())
 
 
 def test_wrong_digits_are_marked() -> None:
     assert reading.marked("1 2 3 4", "1 5 3") == "1 [red]2[/red] 3 [red]4[/red]"
-    assert answers.digits_right("1 2 3 4", "1 5 3") == 2
-    assert answers.digits_right("", "1 5 3") == 0
+    assert answers.words_right("1 2 3 4", "1 5 3") == 2
+    assert answers.words_right("", "1 5 3") == 0
 
 
-def test_the_shipped_models_answer_as_their_records_say() -> None:
-    """On digits of no training; a record tells of a thousand images, these are six."""
-    questions, right = answers.read_questions(answers.MODELS), {}
-    for name, assistant in answers.load_models(answers.MODELS).items():
-        digits = [answers.digits_right(answers.answer(assistant, one), one.answer) for one in questions]
-        right[name] = sum(digits) / sum(len(one.answer.split()) for one in questions)
-        accuracy = json.loads((answers.MODELS / name / "record.json").read_text())["accuracy"]["unseen"]
-        assert abs(right[name] - accuracy) < 0.25
+@pytest.mark.parametrize("task", answers.tasks(answers.MODELS))
+def test_the_shipped_models_answer_as_their_records_say(task: str) -> None:
+    """On images of no training; a record tells of a thousand of them, these are six."""
+    questions, right = answers.read_questions(answers.MODELS, task).every, {}
+    for kind, assistant in answers.load_models(answers.MODELS, task).items():
+        words = [answers.words_right(answers.answer(assistant, one), one.answer) for one in questions]
+        right[kind] = sum(words) / sum(len(one.answer.split()) for one in questions)
+        record = json.loads((answers.model_folder(answers.MODELS, task, kind) / "record.json").read_text())
+        assert abs(right[kind] - record["accuracy"]["unseen"]) < 0.25
     assert right[answers.REMEMBERING] > right[answers.POOLED]
 
 

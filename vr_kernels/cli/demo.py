@@ -31,9 +31,20 @@ def demo(
     from vr_kernels.cli.demonstration import answers, features, operators, reading
 
     console = Console(highlight=False, soft_wrap=True)
-    figure = Figure(figsize=(13, 17), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(4.6, 12.4))  # type: ignore[misc]  # its stub knows one
-    reading.show(console, models or answers.MODELS, 3 if quick else 15, above)
+    folder = models or answers.MODELS
+    try:
+        tasks = answers.tasks(folder)
+        figure = Figure(figsize=(13, 12.4 + 4.6 * len(tasks)), layout="constrained")
+        *above, below = figure.subfigures(len(tasks) + 1, 1, height_ratios=[4.6] * len(tasks) + [12.4])  # type: ignore[misc]  # its stub knows one
+        for task, part in zip(tasks, above, strict=True):
+            reading.show(console, folder, task, 3 if quick else 15, part)
+    except (OSError, ValueError) as reason:
+        console.print(
+            f"vr-kernels demo: {reason}\nThe trained models stand in docs/results/models of the repository; --models "
+            "names another folder of the same kind.",
+            markup=False,
+        )
+        raise typer.Exit(1) from None
     operators.show(console, features.QUICK if quick else features.FULL, 3 if quick else 9, below)
     figure.savefig(output, dpi=120)
     console.print(f"Picture: {output.resolve()}")

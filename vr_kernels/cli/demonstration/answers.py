@@ -1,4 +1,4 @@
-"""Two small trained models that differ in Vision Remember, asked to read digits that neither was trained on.
+"""Two small trained models that differ in Vision Remember, asked about images that neither was trained on.
 
 ``examples/reproduction`` trained them, and wrote the folders that this reads.
 """
@@ -19,8 +19,7 @@ from vr_kernels.models.inference import Assistant, open_image
 from vr_kernels.models.prompts import user_message
 
 MODELS = Path(__file__).parents[3] / "docs" / "results" / "models"  # of a clone; a wheel is without it
-POOLED, REMEMBERING = "digits-pooled", "digits-vision-remember"
-QUESTIONS = "questions"
+POOLED, REMEMBERING = "pooled", "vision-remember"
 LONGEST_ANSWER = 8  # tokens
 
 
@@ -28,6 +27,13 @@ class Question(NamedTuple):
     image: Path
     prompt: str
     answer: str
+
+
+class Questions(NamedTuple):
+    """Of a task; ``unit`` is what a word of its answers is."""
+
+    unit: str
+    every: list[Question]
 
 
 class Overlays(NamedTuple):
@@ -38,18 +44,36 @@ class Overlays(NamedTuple):
     windows: tuple[int, int]  # n_h, n_w
 
 
-def read_questions(folder: Path) -> list[Question]:
+def tasks(folder: Path) -> list[str]:
+    """Those that the folder has models of, digits first.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = [path.name.removesuffix("-questions") for path in folder.glob("*-questions")]
+    if not names:
+        raise ValueError(f"{folder} holds no trained models")
+    return sorted(names, key=lambda name: (name != "digits", name))
+
+
+def read_questions(folder: Path, task: str) -> Questions:
     """Those of ``questions.json``, with their images beside it."""
-    listed = json.loads((folder / QUESTIONS / "questions.json").read_text())
-    return [Question(folder / QUESTIONS / one["image"], one["prompt"], one["answer"]) for one in listed]
+    beside = folder / f"{task}-questions"
+    read = json.loads((beside / "questions.json").read_text())
+    listed = [Question(beside / one["image"], one["prompt"], one["answer"]) for one in read["questions"]]
+    return Questions(read["unit"], listed)
 
 
-def load_models(folder: Path) -> dict[str, Assistant]:
-    """Both, in float32, by what their folders are called."""
+def model_folder(folder: Path, task: str, kind: str) -> Path:
+    return folder / f"{task}-{kind}"
+
+
+def load_models(folder: Path, task: str) -> dict[str, Assistant]:
+    """Both, in float32."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return {name: Assistant.load(folder / name, dtype="float32") for name in (POOLED, REMEMBERING)}
+    return {kind: Assistant.load(model_folder(folder, task, kind), dtype="float32") for kind in (POOLED, REMEMBERING)}
 
 
 def inputs_of(assistant: Assistant, question: Question) -> dict[str, Tensor]:
@@ -61,8 +85,8 @@ def answer(assistant: Assistant, question: Question) -> str:
     return assistant.generate(inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False)[0]
 
 
-def digits_right(given: str, truth: str) -> int:
-    """Digits that are given at their places."""
+def words_right(given: str, truth: str) -> int:
+    """Words that are given at their places."""
     return sum(a == b for a, b in zip(given.split(), truth.split(), strict=False))
 
 
@@ -72,12 +96,12 @@ def first_token(assistant: Assistant, question: Question) -> Callable[[], Any]:
     return lambda: assistant.generate(inputs, max_new_tokens=1, do_sample=False)
 
 
-def memory_calls(folder: str, name: str) -> dict[str, Call]:
+def memory_calls(folder: str, task: str, kind: str) -> dict[str, Call]:
     """For ``peak_memory``: the first token of one model; a pass of text alone loads the code first."""
-    assistant = load_models(Path(folder))[name]
-    question = read_questions(Path(folder))[0]
+    assistant = Assistant.load(model_folder(Path(folder), task, kind), dtype="float32")
+    question = read_questions(Path(folder), task).every[0]
     text = {key: value[:, -3:] for key, value in inputs_of(assistant, question).items() if value.dim() == 2}
-    return {name: Call(lambda: assistant.generate(text, max_new_tokens=1), first_token(assistant, question))}
+    return {kind: Call(lambda: assistant.generate(text, max_new_tokens=1), first_token(assistant, question))}
 
 
 def look(assistant: Assistant, question: Question) -> Overlays:

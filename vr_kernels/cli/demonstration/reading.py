@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import typer
 from matplotlib.figure import SubFigure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from vr_kernels.cli.demonstration import answers, answers_figure
-from vr_kernels.cli.demonstration.answers import POOLED, REMEMBERING, Question
+from vr_kernels.cli.demonstration.answers import POOLED, REMEMBERING, Questions
 from vr_kernels.cli.measure.memory import METHODS, Unknown, peak_memory
 from vr_kernels.cli.measure.report import figures, megabytes
 from vr_kernels.cli.measure.timing import Spread, paired_seconds, ratios
@@ -22,72 +21,81 @@ from vr_kernels.models.inference import Assistant
 TITLES = {POOLED: "pooled", REMEMBERING: "Vision Remember"}
 
 
-def show(console: Console, folder: Path, rounds: int, figure: SubFigure) -> None:
+def show(console: Console, folder: Path, task: str, rounds: int, figure: SubFigure) -> None:
     """Answers beside the truth, then what they cost; draws the first image and what was looked at.
 
-    Exits with code 1 if the folder does not hold the models.
+    Raises:
+        OSError, ValueError: the folder does not hold the models.
     """
-    try:
-        assistants, questions = answers.load_models(folder), answers.read_questions(folder)
-    except (OSError, ValueError) as reason:
-        console.print(
-            f"vr-kernels demo: {reason}\nThe trained models stand in docs/results/models of the repository; --models "
-            "names another folder of the same kind.",
-            markup=False,
-        )
-        raise typer.Exit(1) from None
+    assistants, questions = answers.load_models(folder, task), answers.read_questions(folder, task)
     given = {
-        name: [answers.answer(assistant, question) for question in questions] for name, assistant in assistants.items()
+        kind: [answers.answer(assistant, question) for question in questions.every]
+        for kind, assistant in assistants.items()
     }
-    _print_answers(console, folder, questions, given)
-    _print_costs(console, folder, assistants, questions[0], rounds)
-    first = {TITLES[name]: texts[0] for name, texts in given.items()}
-    answers_figure.draw(figure, questions[0], answers.look(assistants[REMEMBERING], questions[0]), first)
+    _print_introduction(console, assistants[REMEMBERING])
+    _print_answers(console, questions, given)
+    for kind in given:
+        record = json.loads((answers.model_folder(folder, task, kind) / "record.json").read_text())
+        accuracy = record["accuracy"]["unseen"]
+        console.print(
+            f"{TITLES[kind]}: {accuracy:.1%} of the {questions.unit}s of {record['test_images']} such images."
+        )
+    _print_costs(console, folder, task, assistants, rounds)
+    first = {
+        f"{TITLES[kind]} (in all {words_right(questions, texts)} of {number_of_words(questions)})": texts[0]
+        for kind, texts in given.items()
+    }
+    look = answers.look(assistants[REMEMBERING], questions.every[0])
+    answers_figure.draw(figure, questions.every[0], look, first)
 
 
-def _print_answers(console: Console, folder: Path, questions: list[Question], given: dict[str, list[str]]) -> None:
-    table = Table("image and question", "truth", *(TITLES[name] for name in given), box=SIMPLE_HEAD)
-    for number, question in enumerate(questions):
+def _print_introduction(console: Console, assistant: Assistant) -> None:
+    config = assistant.model.config
+    tokens, features = (n_h * n_w for n_h, n_w in (config.token_grid, config.feature_grid))
+    console.print(
+        "Two small LLaVA-VR models that differ in Vision Remember alone are asked about images that neither was\n"
+        f"trained on. Both get {tokens} tokens of an image; one reads the {features} features again."
+    )
+
+
+def _print_answers(console: Console, questions: Questions, given: dict[str, list[str]]) -> None:
+    table = Table("image and question", "truth", *(TITLES[kind] for kind in given), box=SIMPLE_HEAD)
+    for number, question in enumerate(questions.every):
         cells = [marked(texts[number], question.answer) for texts in given.values()]
         table.add_row(f"{question.image.name}, {question.prompt}", question.answer, *cells)
-    digits = sum(len(question.answer.split()) for question in questions)
-    right = {
-        name: sum(answers.digits_right(text, question.answer) for text, question in zip(texts, questions, strict=True))
-        for name, texts in given.items()
-    }
-    table.add_row("digits that are right", f"of {digits}", *(str(count) for count in right.values()))
-    console.print(
-        f"Two LLaVA-VR models of {folder}, which differ in Vision Remember alone, read handwritten digits\n"
-        "that neither was trained on: 6x6 digits an image, of which the model gets 16 tokens."
-    )
+    right = [str(words_right(questions, texts)) for texts in given.values()]
+    table.add_row(f"{questions.unit}s that are right", f"of {number_of_words(questions)}", *right)
     console.print(table)
-    for name in given:
-        record = json.loads((folder / name / "record.json").read_text())
-        accuracy = record["accuracy"]["unseen"]
-        console.print(f"{TITLES[name]}: {accuracy:.1%} of the digits of {record['test_images']} such images.")
+
+
+def number_of_words(questions: Questions) -> int:
+    return sum(len(question.answer.split()) for question in questions.every)
+
+
+def words_right(questions: Questions, given: list[str]) -> int:
+    return sum(answers.words_right(text, one.answer) for text, one in zip(given, questions.every, strict=True))
 
 
 def marked(text: str, truth: str) -> str:
-    """An answer in rich's markup, with its wrong digits in red."""
+    """An answer in rich's markup, with its wrong words in red."""
     true = truth.split()
-    digits = [
-        digit if place < len(true) and digit == true[place] else f"[red]{digit}[/red]"
-        for place, digit in enumerate(text.split())
+    words = [
+        word if place < len(true) and word == true[place] else f"[red]{word}[/red]"
+        for place, word in enumerate(text.split())
     ]
-    return " ".join(digits)
+    return " ".join(words)
 
 
-def _print_costs(
-    console: Console, folder: Path, assistants: dict[str, Assistant], question: Question, rounds: int
-) -> None:
-    runs = {name: answers.first_token(assistant, question) for name, assistant in assistants.items()}
+def _print_costs(console: Console, folder: Path, task: str, assistants: dict[str, Assistant], rounds: int) -> None:
+    question = answers.read_questions(folder, task).every[0]
+    runs = {kind: answers.first_token(assistant, question) for kind, assistant in assistants.items()}
     memory: dict[str, int] = {}
     method = METHODS["cpu"]
     with progress("time to the first token, and memory") as tell:
         seconds = paired_seconds(runs, "cpu", rounds, lambda done: tell(f"round {done}"))
         try:
-            for name in runs:
-                arguments = {"folder": str(folder), "name": name}
+            for kind in runs:
+                arguments = {"folder": str(folder), "task": task, "kind": kind}
                 memory |= peak_memory(f"{answers.__name__}:memory_calls", arguments, "cpu")
         except Unknown as reason:
             method = f"not measured ({reason})"
