@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.ops._arguments import Arguments, remember, signatures
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 
 
 class CrossAttention(nn.Module):
@@ -79,7 +80,8 @@ class CrossAttention(nn.Module):
                 "windows does not tell; give the grid form, query (B, n_h, n_w, D_q) and features (B, H, W, D_l), "
                 "with what you like in the cells that hold no token"
             )
-        given = signatures(query, saliency, *levels)
+        # Under autocast a saliency map may come in its dtype, from cls_saliency, and the query not.
+        given = signatures(*cast_for_autocast(query, cast=stand_in), saliency, *levels)
         _check_tiles(type(self).__name__, self.query_dim, given, one_grid or saliency is not None)
         return levels
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -85,6 +86,8 @@ class Operator(Generic[R]):
         if name is not None:
             return name
         backends = SETTINGS.backends
+        if backends:
+            _check_names(backends)
         everywhere = backends.get("")
         default = everywhere if everywhere in [backend.name for backend in self.backends] else None
         return backends.get(self.name, default)
@@ -116,6 +119,17 @@ class Operator(Generic[R]):
 _operators: dict[Callable[..., Any], Operator[Any]] = {}
 
 
+def _check_names(backends: Mapping[str, str]) -> None:
+    """Refuse what VR_KERNELS_BACKEND names and no operator has; what one operator lacks, that operator refuses."""
+    known = {operator.name for operator in operators()}
+    unknown = sorted(backends.keys() - known - {""})
+    if unknown:
+        raise ValueError(f"VR_KERNELS_BACKEND names {unknown[0]!r}; the operators are {', '.join(sorted(known))}")
+    names = sorted({backend.name for operator in operators() for backend in operator.backends})
+    if backends.get("", names[0]) not in names:
+        raise ValueError(f"VR_KERNELS_BACKEND is {backends['']!r}; the backends are {', '.join(names)}")
+
+
 def register(function: Callable[..., Any], operator: Operator[Any]) -> None:
     _operators[function] = operator
 
@@ -138,9 +152,11 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     'reference'
 
     Raises:
-        ValueError: ``function`` is not an operator of this library, or the call itself would raise.
+        ValueError, TypeError: ``function`` is not an operator of this library, or the call has an argument that it does
+            not take, or shapes, dtypes, devices or a backend that it would refuse. Values are not looked at.
     """
     if function not in _operators:
         known = ", ".join(operator.name for operator in operators())
         raise ValueError(f"explain: {function!r} is not an operator of vr_kernels; the operators are {known}")
+    inspect.signature(function).bind(*args, **kwargs)
     return _operators[function].explain_call(*args, **kwargs)

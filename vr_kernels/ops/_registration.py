@@ -137,8 +137,16 @@ def shortest_call(
     return run
 
 
-def cast_for_autocast(query: Tensor, *arguments: Any) -> Any:
-    """``(query, *arguments)`` in autocast's dtype where autocast is on: tensors, lists of tensors, None as it is."""
+def stand_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of that dtype and of this one's shape and device, of one number: for who asks for nothing else."""
+    return tensor.new_empty((), dtype=dtype).expand(tensor.shape)
+
+
+def cast_for_autocast(query: Tensor, *arguments: Any, cast: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to) -> Any:
+    """``(query, *arguments)`` in autocast's dtype where autocast is on: tensors, lists of tensors, None as it is.
+
+    ``cast=stand_in``: what a call would be cast to, for ``explain``, without a copy.
+    """
     if not torch._C._is_any_autocast_enabled():
         return (query, *arguments)
     device = query.device.type if isinstance(query, Tensor) else "cpu"
@@ -146,12 +154,14 @@ def cast_for_autocast(query: Tensor, *arguments: Any) -> Any:
         return (query, *arguments)
     dtype = torch.get_autocast_dtype(device)
 
-    def cast(value: Any) -> Any:
+    def eligible(value: Any) -> bool:
         # As torch's own autocast: float64 stays.
-        eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(dtype) if eligible else value
+        return isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in (dtype, torch.float64)
 
-    return tuple([cast(x) for x in a] if isinstance(a, list) else cast(a) for a in (query, *arguments))
+    def converted(value: Any) -> Any:
+        return cast(value, dtype) if eligible(value) else value
+
+    return tuple([converted(x) for x in a] if isinstance(a, list) else converted(a) for a in (query, *arguments))
 
 
 def _below_autocast(overload: Any, key: Any) -> Callable[..., Any]:

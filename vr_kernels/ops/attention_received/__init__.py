@@ -12,7 +12,7 @@ from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, register
 from vr_kernels.ops._importance import KINDS, ImportanceRequest, check_received, reduce, typical_columns
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._sequences import check_cu_seqlens_values, sequence_of_tokens
 from vr_kernels.ops._triton import heads, support
 from vr_kernels.ops.attention_received import op, reference
@@ -89,6 +89,7 @@ def _rows_of_tokens(query: Tensor, cu_seqlens: Tensor | None) -> int | Tensor:
 
 
 def _request(query: Any, key: Any, *, cu_seqlens: Any = None, lse: Any = None, **options: Any) -> ImportanceRequest:
+    query, key = cast_for_autocast(query, key, cast=stand_in)
     return check_received(*signatures(query, key, cu_seqlens, lse))
 
 

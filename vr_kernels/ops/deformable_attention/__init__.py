@@ -12,7 +12,7 @@ from torch import Tensor
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._triton import support
 from vr_kernels.ops.deformable_attention import op, reference, stock
 
@@ -121,7 +121,9 @@ def _check_levels(arguments: Arguments, values: Sequence[Any]) -> list[Signature
 
 
 def _request(value: Any, sampling_locations: Any, attention_weights: Any) -> DeformableRequest:
-    levels = value if isinstance(value, (list, tuple)) else [value]
+    levels: list[Any] = [*value] if isinstance(value, (list, tuple)) else [value]
+    if levels:
+        levels = cast_for_autocast(levels[0], levels, cast=stand_in)[1]
     given = signatures(sampling_locations, attention_weights, *levels)
     return _check(given, torch.are_deterministic_algorithms_enabled())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vr_kernels.ops import _cuda, _native
 from vr_kernels.ops._arguments import Arguments, check_index_values, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, register
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._triton import support
 from vr_kernels.ops._windows import WindowRequest, typical_request, windows_of
 from vr_kernels.ops.local_attention import op, reference
@@ -103,7 +103,7 @@ def _request(
     **options: Any,
 ) -> WindowRequest:
     shared = isinstance(key, (list, tuple))
-    keys = key if shared else [key]
+    query, keys, value = cast_for_autocast(query, [*key] if shared else [key], value, cast=stand_in)
     return _check(signatures(query, value, window_index, attention_bias, saliency, *keys), shared)
 
 

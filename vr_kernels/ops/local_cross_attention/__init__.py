@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vr_kernels.ops._arguments import Arguments, check_index_values, remember, signatures
 from vr_kernels.ops._dispatch import Operator, register
-from vr_kernels.ops._registration import cast_for_autocast, wrapped
+from vr_kernels.ops._registration import cast_for_autocast, stand_in, wrapped
 from vr_kernels.ops._windows import WindowRequest, typical_request, windows_of
 from vr_kernels.ops.local_cross_attention import absorbed, op, reference, unabsorbed
 from vr_kernels.ops.local_cross_attention.backends import BACKENDS
@@ -143,10 +143,12 @@ def _request(
     saliency_on: str = "value",
     **options: Any,
 ) -> WindowRequest:
-    levels = features if isinstance(features, (list, tuple)) else [features]
+    subclass = wrapped(key_weight, value_weight)
+    levels = [*features] if isinstance(features, (list, tuple)) else [features]
+    query, levels, key_weight, value_weight = cast_for_autocast(query, levels, key_weight, value_weight, cast=stand_in)
     biases = (key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
     given = signatures(query, key_weight, value_weight, window_index, *biases, *levels)
-    return _check(given, wrapped(key_weight, value_weight), num_heads, norm_groups, saliency_on)
+    return _check(given, subclass, num_heads, norm_groups, saliency_on)
 
 
 def _check(

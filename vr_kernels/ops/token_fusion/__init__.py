@@ -12,7 +12,7 @@ from torch import Tensor
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, equal, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, register
-from vr_kernels.ops._registration import cast_for_autocast, recording, wrapped
+from vr_kernels.ops._registration import cast_for_autocast, recording, stand_in, wrapped
 from vr_kernels.ops._triton import support
 from vr_kernels.ops.token_fusion import linear, op, reference
 from vr_kernels.ops.token_fusion.patches import Patches, PatchRequest, typical_request
@@ -80,9 +80,11 @@ def patch_linear(
 def _request(
     features: Any, weight: Any, bias: Any = None, *, kernel_size: int = 1, activation: str | None = None
 ) -> PatchRequest:
-    levels = features if isinstance(features, (list, tuple)) else [features]
+    levels = [*features] if isinstance(features, (list, tuple)) else [features]
     recorded = recording([tensor for tensor in (weight, bias, *levels) if isinstance(tensor, Tensor)])
-    return _check(signatures(weight, bias, *levels), wrapped(weight, bias), recorded, kernel_size, activation)
+    subclass = wrapped(weight, bias)
+    weight, levels = cast_for_autocast(weight, levels, cast=stand_in)
+    return _check(signatures(weight, bias, *levels), subclass, recorded, kernel_size, activation)
 
 
 def _check(
