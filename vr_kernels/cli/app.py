@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,6 @@ def app(
 ) -> None:
     """Open a page that asks several models the same question about an image, and shows what they looked at."""
     require("app", "gradio", "matplotlib", "PIL", "transformers")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is read when Gradio is imported
-    from vr_kernels.cli.page import layout
     from vr_kernels.cli.page.contenders import Contender, Limits
     from vr_kernels.cli.page.uploads import images_in
 
@@ -43,8 +42,12 @@ def app(
             for name, folder in folders.items():
                 tell(name)
                 contenders.append(Contender(name, folder, device=device.value, dtype=dtype.value))
-        page = layout.build(contenders, offered, Limits(max_new_tokens, time_limit))
-        layout.launch(page, host, port)
+        # What is uploaded lies where only this user can read it, and is gone when the page ends.
+        with tempfile.TemporaryDirectory(prefix="vr-kernels-app-") as uploads:
+            os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read by Gradio's import
+            from vr_kernels.cli.page.layout import build, launch
+
+            launch(build(contenders, offered, Limits(max_new_tokens, time_limit)), host, port)
     except (OSError, ValueError) as reason:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"vr-kernels app: {reason}", markup=False)
         raise typer.Exit(1) from None

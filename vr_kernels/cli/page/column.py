@@ -23,12 +23,14 @@ class Column:
             self.answer = gr.Textbox(label=f"Answer of {name}", lines=2, interactive=False)
             self.figures = gr.Markdown()
             self.view = gr.Dropdown(label=f"Picture of {name}", interactive=True, visible=False)
-            self.tile = gr.Slider(label="Tile", minimum=1, maximum=2, step=1, interactive=True, visible=False)
+            self.tile = gr.Slider(
+                label=f"Tile of {name}", minimum=1, maximum=2, step=1, interactive=True, visible=False
+            )
             self.token = gr.Slider(
-                label="Vision token (0: all)", minimum=0, maximum=1, step=1, interactive=True, visible=False
+                label=f"Vision token of {name} (0: all)", minimum=0, maximum=1, step=1, interactive=True, visible=False
             )
             self.picture = gr.Image(
-                label=f"What {name} saw", type="pil", format="png", interactive=False, buttons=[], visible=False
+                show_label=False, type="pil", format="png", interactive=False, buttons=[], visible=False
             )
             self.words = gr.Markdown()
             self.sight = gr.State(None, time_to_live=3600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import gradio as gr
 
 from vr_kernels.cli.page.column import Column
 from vr_kernels.cli.page.contenders import Contender, Limits
+from vr_kernels.cli.page.privacy import options, refuse_addresses
 from vr_kernels.cli.page.uploads import FORMATS, MAX_BYTES, MAX_QUESTION, check_question, read_image
 
 PREVIEW = 640  # pixels along the longer edge
@@ -49,11 +51,14 @@ def build(contenders: Sequence[Contender], examples: Sequence[Path], limits: Lim
             image.thumbnail((PREVIEW, PREVIEW))
             return {chosen: path, preview: image, status: _said(f"{Path(path or '').name} is chosen.")}
 
+        def pick(picked: gr.SelectData) -> dict[Any, Any]:
+            return take(str(examples[picked.index]))
+
         def answer(path: str | None, asked: str) -> Iterator[dict[Any, Any]]:
             """Model by model, so that none disturbs another's times."""
             try:
                 if path is None:
-                    raise ValueError("there is no image yet; upload one")
+                    raise ValueError("There is no image yet: upload one.")
                 image, wanted = read_image(Path(path)), check_question(asked)
             except ValueError as reason:
                 yield {status: _refused(str(reason))}
@@ -63,15 +68,18 @@ def build(contenders: Sequence[Contender], examples: Sequence[Path], limits: Lim
                 yield {status: _said(f"{contender.name} answers, {number} of {len(columns)}.")}
                 try:
                     shown = column.answered(contender.ask(image, wanted, limits))
-                except (ValueError, RuntimeError) as reason:
-                    shown = column.failed(str(reason).strip().splitlines()[0])
+                except ValueError as reason:
+                    shown = column.failed(str(reason))
+                except Exception as reason:  # what one model stumbles over does not keep others from answering
+                    traceback.print_exc()
+                    shown = column.failed(f"{type(reason).__name__}; the server's log says more")
                 yield shown
-            yield {status: _said("All models have answered.")}
+            yield {status: _said("All have answered.")}
 
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         upload.upload(take, upload, [chosen, preview, status], **private)
         if gallery is not None:
-            gallery.click(lambda number: take(str(examples[number])), gallery, [chosen, preview, status], **private)
+            gallery.select(pick, None, [chosen, preview, status], **private)
         gr.on(
             [ask.click, question.submit],
             answer,
@@ -88,22 +96,25 @@ def build(contenders: Sequence[Contender], examples: Sequence[Path], limits: Lim
 
 def launch(page: gr.Blocks, host: str, port: int) -> None:
     """Serve until the process ends."""
-    from vr_kernels.cli.page.privacy import options
-
+    refuse_addresses()
     settings = {"server_name": host, "server_port": port, "max_file_size": MAX_BYTES, "quiet": True, **options()}
     _, url, _ = page.queue(max_size=16, api_open=False).launch(prevent_thread_lock=True, **settings)
     print(f"Page: {url} (Ctrl+C ends it)", flush=True)
     page.block_thread()
 
 
-def _gallery(examples: Sequence[Path]) -> gr.Dataset | None:
+def _gallery(examples: Sequence[Path]) -> gr.Gallery | None:
     if not examples:
         return None
-    return gr.Dataset(
+    return gr.Gallery(
+        [(str(path), path.name) for path in examples],
         label="Or take one of these",
-        components=[gr.Image(render=False)],
-        samples=[[str(path)] for path in examples],
-        type="index",
+        allow_preview=False,
+        columns=4,
+        height=160,
+        object_fit="contain",
+        interactive=False,
+        buttons=[],
         elem_id="examples",
     )
 
@@ -113,4 +124,4 @@ def _said(sentence: str) -> str:
 
 
 def _refused(sentence: str) -> str:
-    return f'<p role="alert"><strong>{html.escape(sentence[:1].upper() + sentence[1:])}.</strong></p>'
+    return f'<p role="alert"><strong>{html.escape(sentence)}</strong></p>'

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import gradio as gr
+from gradio import processing_utils
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -48,3 +49,12 @@ def options() -> dict[str, Any]:
         "ssr_mode": False,
         "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     }
+
+
+def refuse_addresses() -> None:
+    """A program may name a file by its address in place of uploading it, and Gradio would fetch it."""
+    processing_utils.async_ssrf_protected_download = _refuse
+
+
+async def _refuse(url: str, cache_dir: str) -> NoReturn:
+    raise gr.Error("A file must be uploaded; its address is not enough.", print_exception=False)

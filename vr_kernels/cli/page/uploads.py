@@ -24,19 +24,17 @@ def read_image(path: Path) -> Any:
     try:
         size = path.stat().st_size
     except OSError:
-        raise ValueError(f"{path.name} is no longer here; upload it again") from None
+        raise ValueError(f"{path.name} is no longer here: upload it again.") from None
     if size > MAX_BYTES:
-        raise ValueError(f"{path.name} has {size / 2**20:.1f} MB; it may have {MAX_BYTES // 2**20}")
+        raise ValueError(f"{path.name} has {size / 2**20:.1f} MB; it may have {MAX_BYTES // 2**20}.")
     try:
         with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
             pixels = image.width * image.height
             if pixels <= MAX_PIXELS:
                 return ImageOps.exif_transpose(image).convert("RGB")
     except Exception:  # Pillow's decoders raise whatever a corrupt file makes them stumble over
-        raise ValueError(f"{path.name} cannot be read as a PNG, JPEG or WebP image; it may be broken") from None
-    raise ValueError(
-        f"{path.name} has {pixels / 1e6:.0f} million pixels; it may have {MAX_PIXELS // 10**6} million, make it smaller"
-    )
+        raise ValueError(f"{path.name} cannot be read as a PNG, JPEG or WebP image; it may be broken.") from None
+    raise ValueError(f"{path.name} has {pixels / 1e6:.0f} million pixels; it may have {MAX_PIXELS // 10**6} million.")
 
 
 def check_question(question: str) -> str:
@@ -47,9 +45,9 @@ def check_question(question: str) -> str:
     """
     question = question.strip()
     if not question:
-        raise ValueError("there is no question yet; write one")
+        raise ValueError("There is no question yet: write one.")
     if len(question) > MAX_QUESTION:
-        raise ValueError(f"the question has {len(question)} characters; it may have {MAX_QUESTION}")
+        raise ValueError(f"The question has {len(question)} characters; it may have {MAX_QUESTION}.")
     return question
 
 
