@@ -10,8 +10,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that spin while they wait for work slow each other down where there are fewer cores than threads.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-gpu test-sanitizer test-wheel lint docs sdist \
-    wheel clean
+.PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-app test-gpu test-sanitizer test-wheel lint \
+    docs sdist wheel clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.with-demo
@@ -24,10 +24,10 @@ bench: $(VENV)/.with-bench
 PYTEST := $(BIN)/pytest -n auto
 
 # Triton's interpreter is chosen for a whole Python process: each of these is a process of its own.
-test: test-plain test-oldest $(patsubst python_tests/%,test-%,$(wildcard python_tests/interpreter python_tests/aot))
+test: test-plain test-oldest test-app $(patsubst python_tests/%,test-%,$(wildcard python_tests/interpreter python_tests/aot))
 
 test-plain: $(VENV)/.with-test
-	$(PYTEST) python_tests $(addprefix --ignore=python_tests/,gpu interpreter aot)
+	$(PYTEST) python_tests $(addprefix --ignore=python_tests/,app gpu interpreter aot)
 
 test-interpreter: export TRITON_INTERPRET := 1
 test-interpreter test-gpu: test-%: $(VENV)/.with-test
@@ -53,6 +53,12 @@ test-oldest: $(VENV)/.with-test $(OLDEST_TRANSFORMERS)
 
 $(OLDEST_TRANSFORMERS): | $(VENV)/.torch
 	$(BIN)/pip install --no-deps --target $@ $(subst -,==,$(notdir $@))
+
+# The page of `vr-kernels app` in a browser, the system's Chromium; CHROMIUM=... names another.
+CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+test-app: export CHROMIUM := $(CHROMIUM)
+test-app: $(if $(CHROMIUM),$(VENV)/.with-test-app)
+	$(if $(CHROMIUM),$(BIN)/pytest python_tests/app,@echo "test-app: skipped, for no Chromium is installed")
 
 # The tests of native code, on a second copy of the package whose native module checks every memory access. Its runtime
 # must be loaded before Python's own libraries. Leaks are not looked for: Python keeps memory until it ends.
@@ -126,7 +132,7 @@ $(VENV)/.torch:
 	touch $@
 
 # The package with one of its extras, editable, and its native code rebuilt where that changed.
-$(VENV)/.with-test $(VENV)/.with-lint: PINNED := triton==3.7.1
+$(VENV)/.with-test $(VENV)/.with-test-app $(VENV)/.with-lint: PINNED := triton==3.7.1
 $(VENV)/.with-%: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(BIN)/pip install --no-build-isolation -e '.[$*]' $(PINNED)
 	touch $@

@@ -1,4 +1,4 @@
-"""The ``vr-kernels`` command: ``info``, ``bench``, ``demo``, ``train`` and ``generate``."""
+"""The ``vr-kernels`` command: ``info``, ``bench``, ``demo``, ``train``, ``generate`` and ``app``."""
 
 from vr_kernels.cli.checks import require
 

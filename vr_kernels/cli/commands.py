@@ -2,6 +2,7 @@
 
 import typer
 
+from vr_kernels.cli.app import app
 from vr_kernels.cli.bench import bench
 from vr_kernels.cli.demo import demo
 from vr_kernels.cli.generate import generate
@@ -19,3 +20,4 @@ commands.command()(bench)
 commands.command()(demo)
 commands.command()(train)
 commands.command()(generate)
+commands.command()(app)
