@@ -87,8 +87,10 @@ def note_prompt(
 def forget_guesses(mm_encoder_outputs: Any, logits_to_keep: Any) -> None:
     """Before the first pass of an assisted generation: tokens that were guessed, and stand behind the prompt, are none
     of it. That pass asks for the logits of each of them too, beyond what ``note_prompt`` noted."""
-    image = (mm_encoder_outputs or {}).get("image")
-    prompt, noted = (None, None) if image is None else (image.get("prompt_mask"), image.get("logits_to_keep"))
+    image: Any = (mm_encoder_outputs or {}).get("image")
+    if image is None:
+        return
+    prompt, noted = image.get("prompt_mask"), image.get("logits_to_keep")
     if prompt is None or not isinstance(noted, int) or not isinstance(logits_to_keep, int) or logits_to_keep <= noted:
         return
     end = prompt.shape[1] - (logits_to_keep - noted)

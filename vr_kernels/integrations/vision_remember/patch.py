@@ -147,7 +147,7 @@ def add_context(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 
 def mark_prompt(outer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Before the forward of the model around it: what stands before the first label, or the first guess, is the prompt."""
+    """Before the forward of the model around it: the prompt ends at the first label, or guess."""
     kwargs = _by_name(outer, args, kwargs)
     if kwargs.get("labels") is not None and kwargs.get("prompt_mask") is None:
         kwargs["prompt_mask"] = prompt_of_labels(kwargs["labels"])
