@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vr_kernels.compression import ZippedTokens, pack_anyres
 from vr_kernels.integrations.visionzip import VisionZip
 from vr_kernels.integrations.visionzip_processors import remove_token_counts, set_token_counts
+from vr_kernels.nn import VisionRemember
 
 __all__ = ["apply_visionzip", "remove_visionzip", "train_projector_only"]
 
@@ -201,6 +202,11 @@ FAMILIES = {
 def replace_encoders(operation: str, model: nn.Module, processor: Any, budget: Budget) -> Any:
     """Let a model of a known type see a budget's tokens, and its processor count them; the part that was changed."""
     inner = _find(operation, model)
+    if any(isinstance(module, VisionRemember) for module in inner.modules()):
+        raise ValueError(
+            f"{operation}: the model has VisionRemember blocks, which must know what each token is made of; "
+            "remove_vision_remember(model) first"
+        )
     family = FAMILIES[inner.config.model_type]
     level = inner.config.vision_feature_layer
     if not isinstance(level, int):
