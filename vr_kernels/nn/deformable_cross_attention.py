@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.nn._cross_attention import CrossAttention
+from vr_kernels.nn._sizes import check_positive
 from vr_kernels.ops import deformable_attention
 
 
@@ -72,8 +73,7 @@ class DeformableCrossAttention(CrossAttention):
                 'DeformableCrossAttention: feature_norm is "all", and the levels are not concatenated here; '
                 'it must be "none" or "level"'
             )
-        if num_points < 1:
-            raise ValueError(f"DeformableCrossAttention: num_points is {num_points}; it must be at least 1")
+        check_positive("DeformableCrossAttention", num_points=num_points)
         self.num_points = num_points
         inner, samples = self.num_heads * self.head_dim, self.num_heads * len(self.feature_dims) * num_points
 

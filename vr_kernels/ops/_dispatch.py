@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -30,11 +30,30 @@ def _never(request: Request) -> str | None:
 
 @dataclass(frozen=True)
 class Backend(Generic[R]):
-    """``refuses``: why a call cannot run here; ``passed_over``: why ``auto`` does not choose it although it could."""
+    """``refuses``: why a call cannot run here; ``passed_over``: why it is not chosen unasked although it could be."""
 
     name: str
     refuses: Callable[[R], str | None] = _never
     passed_over: Callable[[R], str | None] = _never
+
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuses_tensors(request: Request, kernels: str, devices: Sequence[str]) -> str | None:
+    """Why kernels of our own, on the first of ``devices``, or on one that stands in for it, cannot read the tensors."""
+    if request.device not in devices:
+        return f"the {kernels} kernels take {devices[0].upper()} tensors, these are on {request.device}"
+    if request.dtype not in KERNEL_DTYPES:
+        return f"the {kernels} kernels take float32, bfloat16 and float16, not {request.dtype}"
+    if request.wrapped is not None:
+        return f"the {kernels} kernels read plain tensors, and a weight is a {request.wrapped}"
+    return None
+
+
+def experimental(request: Request) -> str | None:
+    """Why no call chooses a GPU backend by itself: one is preferred only where a measurement says that it wins."""
+    return "experimental: never measured on a GPU"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,31 +111,73 @@ def shortest_call(
 ) -> Callable[..., Any]:
     """A checked call of an operator by the shortest way that what surrounds it allows.
 
-    For operators whose arguments are tensors and numbers: ``autograd.Function`` sees no tensor in a list.
+    Its schema names tensors, and lists of them, before all else.
     """
     operator = overload.__name__.partition(".")[0]
+    schema = overload._schema  # type: ignore[attr-defined]
+    tensor_count = sum("Tensor" in str(argument.type) for argument in schema.arguments)
 
     class Eager(torch.autograd.Function):
-        """The same autograd rule without torch's dispatcher in the forward pass."""
+        """The same autograd rule without torch's dispatcher in the forward pass.
+
+        An ``autograd.Function`` sees no tensor in a list: so the inputs' tensors are its arguments too, one by one.
+        """
 
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
+        def forward(ctx: Any, inputs: Sequence[Any], *tensors: Tensor | None) -> Any:
+            ctx.lengths = [len(part) if type(part) is list else None for part in inputs]
             output = implementation(*inputs)
             setup_context(ctx, inputs, output)
             return output
 
-    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
+    def eager_backward(ctx: Any, *grads: Any) -> Any:
+        gradients = backward(_NestedContext(ctx), *grads)
+        return None, *_flat(gradients[:tensor_count])
+
+    Eager.backward = staticmethod(eager_backward)  # type: ignore[method-assign]
 
     def run(*arguments: Any) -> Any:
-        tensors = [argument for argument in arguments if argument is None or isinstance(argument, Tensor)]
+        tensors = _flat(arguments[:tensor_count])
         refuse_other_modes(operator, tensors)
         if intercepted(tensors):
             return overload(*arguments)
         if not recording(tensors):
             return implementation(*arguments)
-        return Eager.apply(*arguments)  # type: ignore[no-untyped-call]
+        return Eager.apply(arguments, *tensors)  # type: ignore[no-untyped-call]
 
     return run
+
+
+class _NestedContext:
+    """An ``autograd.Function``'s context as torch.library shows it: what is asked for is nested as the inputs are."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        asks = iter(ctx.needs_input_grad[1:])
+        self.needs_input_grad = [
+            next(asks, False) if length is None else list(itertools.islice(asks, length)) for length in ctx.lengths
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    flat = []
+    for value in values:
+        if type(value) is list:
+            flat += value
+        else:
+            flat.append(value)
+    return flat
+
+
+def asked_for(gradients: Sequence[Any], asks: Sequence[Any]) -> list[Any]:
+    """``gradients`` with None for those that nobody asked for; both nested as the arguments are."""
+    return [
+        asked_for(gradient, ask) if isinstance(ask, (list, tuple)) else gradient if ask else None
+        for gradient, ask in zip(gradients, asks, strict=True)
+    ]
 
 
 def stand_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:

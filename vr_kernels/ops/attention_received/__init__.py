@@ -10,11 +10,11 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
 from vr_kernels.ops._importance import KINDS, ImportanceRequest, check_received, reduce, typical_columns
 from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._sequences import check_cu_seqlens_values, sequence_of_tokens
-from vr_kernels.ops._triton import heads, support
+from vr_kernels.ops._triton import heads
 from vr_kernels.ops.attention_received import op, reference
 from vr_kernels.ops.attention_received.density import attention_density
 
@@ -118,7 +118,7 @@ OPERATOR: Operator[ImportanceRequest] = Operator(
     "attention_received",
     (
         Backend("cpu", refuses=_native.refuses_cpu, passed_over=_few_tokens),
-        Backend("triton", refuses=heads.refuses, passed_over=support.experimental),
+        Backend("triton", refuses=heads.refuses, passed_over=experimental),
         Backend("blocked"),
         Backend("reference", passed_over=lambda request: "the definition, which makes the attention map"),
     ),

@@ -12,7 +12,7 @@ from vr_kernels.ops._dispatch import Backend, Operator, Request, register
 from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._sequences import check_cu_seqlens, check_cu_seqlens_values
 from vr_kernels.ops.bidirectional_attention import reference, sdpa
-from vr_kernels.ops.bidirectional_attention.sequences import attend_packed, attend_padded
+from vr_kernels.ops.bidirectional_attention.driver import attend_packed, attend_padded
 
 __all__ = ["bidirectional_attention"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vr_kernels.ops import _cuda, _native
 from vr_kernels.ops._arguments import Arguments, check_index_values, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
 from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._triton import support
 from vr_kernels.ops._windows import WindowRequest, typical_request, windows_of
@@ -155,8 +155,8 @@ OPERATOR: Operator[WindowRequest] = Operator(
     "local_attention",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("triton", refuses=support.refuses_windows, passed_over=support.experimental),
-        Backend("cuda", refuses=_cuda.refuses_windows, passed_over=_cuda.experimental),
+        Backend("triton", refuses=support.refuses_windows, passed_over=experimental),
+        Backend("cuda", refuses=_cuda.refuses_windows, passed_over=experimental),
         Backend("reference"),
     ),
     _request,

@@ -121,7 +121,8 @@ def local_cross_attention(
         )
     else:
         options = (num_heads, norm_eps, norm_groups == "level", saliency_on == "feature", scale)
-        out, attention = op.run(query, levels, (key_weight, value_weight, window_index, *biases), options, chosen)
+        tensors = (query, levels, key_weight, value_weight, window_index, *biases)
+        out, attention = op.run(*tensors, *options, chosen)
     return (out, attention.to(query.dtype)) if return_attention else out
 
 

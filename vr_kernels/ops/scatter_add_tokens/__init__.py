@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
 from vr_kernels.ops._registration import stand_in
 from vr_kernels.ops._tokens import TokenRequest, check_token_rows, stream_of, token_rows_of, typical_request
-from vr_kernels.ops._triton import support, token_launch
+from vr_kernels.ops._triton import token_launch
 from vr_kernels.ops.scatter_add_tokens import op, reference
 
 __all__ = ["scatter_add_tokens"]
@@ -89,7 +89,7 @@ OPERATOR: Operator[TokenRequest] = Operator(
     "scatter_add_tokens",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("triton", refuses=token_launch.refuses, passed_over=support.experimental),
+        Backend("triton", refuses=token_launch.refuses, passed_over=experimental),
         Backend("reference"),
     ),
     _request,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, equal, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
 from vr_kernels.ops._registration import cast_for_autocast, recording, stand_in, wrapped
 from vr_kernels.ops._triton import support
 from vr_kernels.ops.token_fusion import linear, op, reference
@@ -156,7 +156,7 @@ OPERATOR: Operator[PatchRequest] = Operator(
     "patch_linear",
     (
         Backend("cpu", refuses=_native.refuses_cpu, passed_over=_little_work),
-        Backend("triton", refuses=support.refuses, passed_over=support.experimental),
+        Backend("triton", refuses=support.refuses, passed_over=experimental),
         Backend("linear"),
         Backend("reference", passed_over=lambda request: "the definition, by conv2d"),
     ),
