@@ -81,7 +81,7 @@ def _request(
     features: Any, weight: Any, bias: Any = None, *, kernel_size: int = 1, activation: str | None = None
 ) -> PatchRequest:
     levels = features if isinstance(features, (list, tuple)) else [features]
-    recorded = recording([tensor for tensor in (weight, bias, *levels) if isinstance(tensor, Tensor)])
+    recorded = recording((weight, bias, *levels))
     return _check(signatures(weight, bias, *levels), wrapped(weight, bias), recorded, kernel_size, activation)
 
 
