@@ -93,7 +93,8 @@ KINDS: tuple[Callable[[Tensor], Any], ...] = (
 
 OPTIONS: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 3, 2**31, 2**63, 10**400, 0.5, 2.0, float("nan"), float("inf"), 1j,
-    "", "mean", "max", "softmax", "none", "all", "gelu", "sdpa", "cpu", "triton", "cuda", "reference", "nonsense", b"cpu",
+    "", "mean", "max", "softmax", "none", "all", "gelu", "sdpa", "cpu", "triton", "cuda", "reference", "nonsense",
+    b"cpu",
     [], [1], (2, 2), {}, object(), torch.float32, torch.int32, np.float32(0.5), np.int64(2), np.ones(2),
     torch.tensor(2), torch.ones(2, 2),
 )  # fmt: skip

@@ -99,7 +99,8 @@ def first_calls(names: list[str]) -> list[bool]:
 
     with ThreadPoolExecutor(4) as threads:
         first, *others = threads.map(run, range(4))
-    return [torch.equal(a, b) for other in others for x, y in zip(first, other, strict=True) for a, b in zip(x, y)]
+    pairs = [(a, b) for other in others for x, y in zip(first, other, strict=True) for a, b in zip(x, y, strict=True)]
+    return [torch.equal(a, b) for a, b in pairs]
 
 
 def test_the_first_calls_of_a_process_may_come_from_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
