@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,6 +86,27 @@ def test_processes_made_after_use_compute_the_same(start: str) -> None:
     with multiprocessing.get_context(start).Pool(1, torch.set_num_threads, (1,)) as pool:
         there = [pool.apply_async(function, (), named).get(timeout=120) for function, named in calls]
     torch.testing.assert_close(there, here, rtol=1e-6, atol=1e-6)  # torch's GEMMs round otherwise with one thread
+
+
+def first_calls(names: list[str]) -> list[bool]:
+    """Of a process: whether four threads that all begin with the same operators get the same numbers."""
+    meeting = threading.Barrier(4)
+    jobs = [(s.run("cpu"), s.call()) for name in names for s in SUBJECTS if s.name == name]
+
+    def run(_: int) -> list[tuple[torch.Tensor, ...]]:
+        meeting.wait()
+        return [function(**call) for function, call in jobs]
+
+    with ThreadPoolExecutor(4) as threads:
+        first, *others = threads.map(run, range(4))
+    pairs = [(a, b) for other in others for x, y in zip(first, other, strict=True) for a, b in zip(x, y, strict=True)]
+    return [torch.equal(a, b) for a, b in pairs]
+
+
+def test_the_first_calls_of_a_process_may_come_from_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert all(pool.apply(first_calls, ([subject.name for subject in WITH_KERNELS],)))
 
 
 def test_all_operators_at_once_do_not_disturb_each_other() -> None:

@@ -7,6 +7,7 @@ they run the same way on fake tensors.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -28,10 +29,13 @@ class Signature(NamedTuple):
 
 
 def signatures(*values: Any) -> tuple[Any, ...]:
-    """What the checks need to know of each argument: a tensor's signature, None, or the type of anything else."""
+    """What the checks need to know of each argument: a dense tensor's signature, another's layout, None, or the type of
+    anything else."""
     return tuple(
         [
             (value.shape, value.dtype, value.device)
+            if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+            else value.layout
             if isinstance(value, Tensor)
             else None
             if value is None
@@ -78,6 +82,9 @@ class Arguments:
         return ValueError(f"{self.operator}: {message}")
 
     def tensor(self, name: str, value: Any) -> Signature:
+        if isinstance(value, torch.layout):
+            kind = "a nested" if value == torch.strided else f"a {value}"
+            raise TypeError(f"{self.operator}: {name} is {kind} tensor; it must be a dense one, torch.strided")
         if value is None or isinstance(value, type):
             got = "None" if value is None else f"a {value.__name__}"
             raise TypeError(f"{self.operator}: {name} is {got}; it must be a torch.Tensor")
@@ -157,9 +164,32 @@ class Arguments:
                 f"key has {kv_heads} heads, {self.query} has {heads}; the key's must divide the {self.query}'s"
             )
 
-    def number(self, name: str, value: Any) -> None:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat))):
-            raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a number or None")
+    def number(self, name: str, value: Any, *, optional: bool = True) -> None:
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+            raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a number" + " or None" * optional)
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise self.error(f"{name} is an integer of {value.bit_length()} bits; it must be one that a float can hold")
+
+    def integer(self, name: str, value: Any, least: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{self.operator}: {name} is {value!r}; it must be an int")
+        if value < least:
+            raise self.error(f"{name} is {value}; it must be at least {least}")
+
+    def device(self, name: str, value: Any) -> None:
+        """Where something is to be made; asks torch, which alone knows what it can use."""
+        if value is None or torch.compiler.is_compiling():
+            return
+        try:
+            torch.empty(0, device=value)
+        except (AssertionError, RuntimeError, TypeError) as reason:
+            raise self.error(f"{name} is {value!r}; torch cannot use it: {str(reason).partition(chr(10))[0]}") from None
+
+    def flag(self, name: str, value: Any) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a bool")
 
     def choice(self, name: str, value: Any, allowed: Sequence[str | None]) -> None:
         if value not in allowed:

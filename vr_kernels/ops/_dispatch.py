@@ -92,7 +92,7 @@ class Operator(Generic[R]):
             reasons = "; ".join(f"{backend}: {reason}" for backend, reason in self.reasons(request, None).items())
             raise ValueError(f"{self.name}: no backend can run this call by itself: {reasons}")
         known = {backend.name: backend for backend in self.backends}
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"{self.name}: backend is {name!r}; it must be None or one of {', '.join(known)}")
         reason = known[name].refuses(request)
         if reason is not None:

@@ -72,7 +72,8 @@ def refuse_other_modes(operator: str, tensors: Sequence[Tensor | None]) -> None:
 
 
 def intercepted(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether something wants to see the operator itself: a compiler, a torch mode, functorch, autocast, a subclass.
+    """Whether something wants to see the operator itself: a compiler, a torch mode, functorch, autocast, a subclass, or
+    a tensor whose memory holds the opposite of its numbers (``x.conj().imag``), which the dispatcher writes out.
 
     If not, torch's dispatcher can be skipped, which is most of a small call's cost: the kernel is called as it is, or
     from an ``autograd.Function``.
@@ -85,7 +86,8 @@ def intercepted(tensors: Sequence[Tensor | None]) -> bool:
         or torch._C._is_any_autocast_enabled()
     ):
         return True
-    return not _PLAIN.issuperset(map(type, tensors))
+    negated = [tensor is not None and tensor.is_neg() for tensor in tensors]
+    return True in negated or not _PLAIN.issuperset(map(type, tensors))
 
 
 def wrapped(*tensors: Any) -> str | None:
@@ -98,9 +100,9 @@ def wrapped(*tensors: Any) -> str | None:
     return None
 
 
-def recording(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether autograd will want this call's gradient."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def recording(tensors: Sequence[Any]) -> bool:
+    """Whether autograd will want this call's gradient. What is no tensor is for the checks to refuse."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
 
 
 def shortest_call(

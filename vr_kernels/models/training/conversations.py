@@ -83,7 +83,11 @@ class ConversationDataset(Dataset[dict[str, Tensor]]):
         if self.images is None:
             raise ValueError(f"it has the image {file}, and no folder of images is given")
         path = self.images / file
-        if not path.is_file():
+        try:
+            missing = not path.is_file()
+        except OSError as reason:  # a name that no file can have
+            raise ValueError(f"its image {path} cannot be looked for: {reason.strerror}") from None
+        if missing:
             raise ValueError(f"its image {path} is missing")
         try:
             with Image.open(path) as image:
@@ -148,7 +152,7 @@ def _read_records(path: Path) -> list[Any]:
         records = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
     except OSError as reason:
         raise ValueError(f"ConversationDataset: data {path} cannot be read: {reason.strerror}") from None
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise ValueError(f"ConversationDataset: data {path} is not JSON: {reason}") from None
     if not isinstance(records, list) or not records:
         raise ValueError(f"ConversationDataset: data {path} holds no list of records")

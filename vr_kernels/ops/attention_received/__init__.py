@@ -99,8 +99,7 @@ def _plan(
 ) -> tuple[str, float]:
     request = check_received(*given)
     arguments = Arguments("attention_received")
-    if not isinstance(causal, bool):
-        raise TypeError(f"attention_received: causal is {causal!r}; it must be a bool")
+    arguments.flag("causal", causal)
     arguments.choice("reduce_heads", reduce_heads, (*KINDS, None))
     arguments.number("scale", scale)
     return OPERATOR.select(request, backend), 1 / math.sqrt(request.width) if scale is None else scale

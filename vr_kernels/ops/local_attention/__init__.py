@@ -70,7 +70,7 @@ def local_attention(
     keys: list[Tensor] = [*key] if shared else [key]  # type: ignore[list-item]
     query, keys, value = cast_for_autocast(query, keys, value)
     given = signatures(query, value, window_index, attention_bias, saliency, *keys)
-    request, chosen, scale = _plan(given, shared, scale, backend)
+    request, chosen, scale = _plan(given, shared, scale, return_lse, return_attention, backend)
     if shared:
         keys = [level.unsqueeze(-2) for level in keys]
     values = [] if value is None else [value]
@@ -144,10 +144,18 @@ def _check(given: tuple[Any, ...], shared: bool) -> WindowRequest:
 
 @remember
 def _plan(
-    given: tuple[Any, ...], shared: bool, scale: float | None, backend: str | None
+    given: tuple[Any, ...],
+    shared: bool,
+    scale: float | None,
+    return_lse: bool,
+    return_attention: bool,
+    backend: str | None,
 ) -> tuple[WindowRequest, str, float]:
     request = _check(given, shared)
-    Arguments("local_attention").number("scale", scale)
+    arguments = Arguments("local_attention")
+    arguments.number("scale", scale)
+    arguments.flag("return_lse", return_lse)
+    arguments.flag("return_attention", return_attention)
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(request.channels) if scale is None else scale
 
 

@@ -96,7 +96,15 @@ def local_cross_attention(
     biases = (key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
     given = signatures(query, key_weight, value_weight, window_index, *biases, *levels)
     request, chosen, scale = _plan(
-        given, wrapped(key_weight, value_weight), num_heads, norm_groups, saliency_on, norm_eps, scale, backend
+        given,
+        wrapped(key_weight, value_weight),
+        num_heads,
+        norm_groups,
+        saliency_on,
+        norm_eps,
+        scale,
+        return_attention,
+        backend,
     )
     if chosen in COMPOSITE:
         check_index_values("local_cross_attention", window_index, request.windows.row_count)
@@ -166,7 +174,7 @@ def _check(
     rank = len(q.shape)
     arguments.rank("features", levels[0], {rank: "(B, H, W, D) a level" if rank == 4 else "(M, D) a level"})
     width, channels = q.shape[-1], sum(level.shape[-1] for level in levels)
-    if not isinstance(num_heads, int) or num_heads < 1 or width == 0 or width % num_heads != 0:
+    if type(num_heads) is not int or num_heads < 1 or width == 0 or width % num_heads != 0:
         raise arguments.error(f"num_heads is {num_heads}, query has width {width}; it must be a positive divisor of it")
     for name, weight in (("key_weight", key_weight), ("value_weight", value_weight)):
         got = arguments.companion(name, weight, q)
@@ -204,12 +212,14 @@ def _plan(
     saliency_on: str,
     norm_eps: float,
     scale: float | None,
+    return_attention: bool,
     backend: str | None,
 ) -> tuple[WindowRequest, str, float]:
     request = _check(given, subclass, num_heads, norm_groups, saliency_on)
     arguments = Arguments("local_cross_attention")
     arguments.number("scale", scale)
-    arguments.number("norm_eps", norm_eps)
+    arguments.number("norm_eps", norm_eps, optional=False)
+    arguments.flag("return_attention", return_attention)
     head_dim = given[0][0][-1] // num_heads
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(head_dim) if scale is None else scale
 

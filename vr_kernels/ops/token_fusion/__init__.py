@@ -81,7 +81,7 @@ def _request(
     features: Any, weight: Any, bias: Any = None, *, kernel_size: int = 1, activation: str | None = None
 ) -> PatchRequest:
     levels = [*features] if isinstance(features, (list, tuple)) else [features]
-    recorded = recording([tensor for tensor in (weight, bias, *levels) if isinstance(tensor, Tensor)])
+    recorded = recording((weight, bias, *levels))
     subclass = wrapped(weight, bias)
     weight, levels = cast_for_autocast(weight, levels, cast=stand_in)
     return _check(signatures(weight, bias, *levels), subclass, recorded, kernel_size, activation)
