@@ -120,7 +120,7 @@ def _block_attention(row: Row, config: Any, patches: int, tokens: int) -> int:
     block = config.vision_remember
     heads, head_dim = block.heads
     pairs: dict[str, int] = {"local": window * sum(block.feature_dims), "global": patches * head_dim, "deformable": 0}
-    each = 4 * tokens * heads * pairs[block.interaction]
+    each: int = 4 * tokens * heads * pairs[block.interaction]
     if "bidirectional" in block.layers:
         each += 4 * tokens * (tokens + 1) * text
     return number * each
