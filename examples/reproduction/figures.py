@@ -32,7 +32,7 @@ def draw_curves(task: Task, records: dict[str, list[Record]], path: Path) -> Non
                 steps, by_step = _by_step([record["curve"] for record in of_row], part)
             else:
                 steps, by_step = [0, last], [estimate([record["accuracy"][part] for record in of_row])] * 2
-            axes.plot(steps, [point.mean for point in by_step], dashes, color=colour, label=ROWS[row].what)
+            axes.plot(steps, [point.mean for point in by_step], dashes, color=colour, label=row)
             _shade(axes, steps, by_step, colour)
         _guess(axes, task)
         axes.set(title=part, xlabel="step", ylabel=f"{task.unit} accuracy", ylim=(0, 1))

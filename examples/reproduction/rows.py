@@ -54,7 +54,7 @@ ROWS: dict[str, Row] = {
     "local": Row("+ local attention", LOCAL),
     "multi-level": Row("+ multi-level fusion", LOCAL | FULL),
     "bidirectional": Row("+ bidirectional interaction", LOCAL | FULL | {"vr_bidirectional": True}),
-    "full": Row("+ text token guidance", FULL),
+    "full": Row("+ text token guidance, the whole of Vision Remember", FULL),
     "control": Row("the same parameters, zeros in place of features", FULL, features="zeros"),
     "mlp": Row("uncompressed, no blocks", UNCOMPRESSED),
     "means": Row("local attention to the window's mean alone", LOCAL, features="means"),

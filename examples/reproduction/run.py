@@ -141,6 +141,9 @@ def run_missing(task: str) -> None:
                 continue  # another process has it
             if record_path(task, row, seed).exists():
                 continue
+            if ROWS[row].pruning is not None and not record_path(task, BASE, seed).exists():
+                print(f"{row}, seed {seed}: another process trains the {BASE} that it prunes; run again", flush=True)
+                continue
             try:
                 print(f"{row}, seed {seed}: {run(task, row, seed)['accuracy']}", flush=True)
             except Exception:
