@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gradio as gr
@@ -65,20 +66,22 @@ class Column:
             component.input(self._drawn, chosen, outputs, trigger_mode="always_last", **private)
         self.picture.select(self._clicked, chosen, outputs, **private)
 
-    def _clicked(self, sight: Sight, view: str, tile: int, token: int, where: gr.SelectData) -> dict[Any, Any]:
-        if sight.token_grid is not None:
+    def _clicked(self, sight: Sight | None, view: str, tile: float, token: float, where: gr.SelectData) -> Any:
+        if sight is not None and sight.token_grid is not None:
             token = pictures.cell_at(sight, pictures.size_of(sight), *where.index)
         return self._drawn(sight, view, tile, token)
 
-    def _drawn(self, sight: Sight, view: str, tile: int, token: int) -> dict[Any, Any]:
+    def _drawn(self, sight: Sight | None, view: str, tile: float, token: float) -> Any:
         """The picture, and as much of the sliders as it needs."""
-        assert sight.tiles is not None
-        tiles, grid = len(sight.tiles), sight.token_grid or (0, 0)
+        if sight is None or sight.tiles is None:
+            return gr.skip()  # forgotten, for it is old
+        tiles, tokens = len(sight.tiles), math.prod(sight.token_grid or (0,))
+        tile, token = min(max(int(tile), 1), tiles), min(max(int(token), 0), tokens)  # a number may be typed in
         picture = pictures.draw(sight, view, tile - 1, token)
         has_tokens = view not in (pictures.PLAIN, pictures.SALIENCY)
         return {
             self.tile: gr.update(maximum=max(tiles, 2), value=tile, visible=tiles > 1),
-            self.token: gr.update(maximum=max(grid[0] * grid[1], 1), value=token, visible=has_tokens),
+            self.token: gr.update(maximum=max(tokens, 1), value=token, visible=has_tokens),
             self.picture: gr.update(value=picture.image, alt_text=picture.words, visible=True),
             self.words: picture.words,
         }
