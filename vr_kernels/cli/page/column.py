@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gradio as gr
@@ -51,34 +52,47 @@ class Column:
         """Its last view first: the attention of the deepest block, or else what there is."""
         shown = {self.answer: answer.text, self.figures: answer.figures(), self.sight: answer.sight}
         sight, names = answer.sight, pictures.views(answer.sight)
-        if not names:
+        if sight.tiles is None:
             return shown
+        tiles, tokens, first = len(sight.tiles), _tokens(sight), pictures.draw(sight, names[-1], 0, 0)
         return shown | {
             self.view: gr.update(choices=names, value=names[-1], visible=True),
-            **self._drawn(sight, names[-1], 1, 0),
+            self.tile: gr.update(maximum=max(tiles, 2), value=1, visible=tiles > 1),
+            self.token: gr.update(maximum=max(tokens, 1), value=0, visible=_has_tokens(names[-1])),
+            self.picture: gr.update(value=first.image, alt_text=first.words, visible=True),
+            self.words: first.words,
         }
 
     def connect(self, private: dict[str, Any]) -> None:
-        chosen = [self.sight, self.view, self.tile, self.token]
-        outputs = [self.tile, self.token, self.picture, self.words]
-        for component in (self.view, self.tile, self.token):
-            component.input(self._drawn, chosen, outputs, trigger_mode="always_last", **private)
-        self.picture.select(self._clicked, chosen, outputs, **private)
+        """A slider that is being moved is never written: an answer to its last place but one would move it back."""
+        chosen, drawn = [self.sight, self.view, self.tile, self.token], [self.picture, self.words]
+        self.view.input(self._viewed, chosen, [self.token, *drawn], trigger_mode="always_last", **private)
+        for slider in (self.tile, self.token):
+            slider.input(self._drawn, chosen, drawn, trigger_mode="always_last", **private)
+        self.picture.select(self._clicked, chosen, [self.token, *drawn], **private)
 
-    def _clicked(self, sight: Sight, view: str, tile: int, token: int, where: gr.SelectData) -> dict[Any, Any]:
-        if sight.token_grid is not None:
+    def _viewed(self, sight: Sight | None, view: str, tile: float, token: float) -> dict[Any, Any]:
+        return {self.token: gr.update(visible=_has_tokens(view)), **self._drawn(sight, view, tile, token)}
+
+    def _clicked(
+        self, sight: Sight | None, view: str, tile: float, token: float, where: gr.SelectData
+    ) -> dict[Any, Any]:
+        if sight is not None and sight.token_grid is not None:
             token = pictures.cell_at(sight, pictures.size_of(sight), *where.index)
-        return self._drawn(sight, view, tile, token)
+        return {self.token: token, **self._drawn(sight, view, tile, token)}
 
-    def _drawn(self, sight: Sight, view: str, tile: int, token: int) -> dict[Any, Any]:
-        """The picture, and as much of the sliders as it needs."""
-        assert sight.tiles is not None
-        tiles, grid = len(sight.tiles), sight.token_grid or (0, 0)
+    def _drawn(self, sight: Sight | None, view: str, tile: float, token: float) -> dict[Any, Any]:
+        if sight is None or sight.tiles is None:
+            return {self.words: "This is no longer known: ask again."}
+        tile, token = min(max(int(tile), 1), len(sight.tiles)), min(max(int(token), 0), _tokens(sight))  # typed numbers
         picture = pictures.draw(sight, view, tile - 1, token)
-        has_tokens = view not in (pictures.PLAIN, pictures.SALIENCY)
-        return {
-            self.tile: gr.update(maximum=max(tiles, 2), value=tile, visible=tiles > 1),
-            self.token: gr.update(maximum=max(grid[0] * grid[1], 1), value=token, visible=has_tokens),
-            self.picture: gr.update(value=picture.image, alt_text=picture.words, visible=True),
-            self.words: picture.words,
-        }
+        return {self.picture: gr.update(value=picture.image, alt_text=picture.words), self.words: picture.words}
+
+
+def _tokens(sight: Sight) -> int:
+    """Of a tile."""
+    return math.prod(sight.token_grid or (0,))
+
+
+def _has_tokens(view: str) -> bool:
+    return view not in (pictures.PLAIN, pictures.SALIENCY)
