@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlavaNextConfig, PreTrainedConfig
 
 from vr_kernels.compression.projectors import PROJECTORS, Projector, build_projector
-from vr_kernels.integrations.vision_remember.hooks import POSITIONS, check_layers
+from vr_kernels.integrations.vision_remember.hooks import check_layers
 from vr_kernels.nn import VisionRememberConfig
 
 NAME = "LlavaVRConfig"
@@ -92,23 +92,42 @@ class LlavaVRConfig(LlavaNextConfig):
                 [rows * self.vision_config.image_size, columns * self.vision_config.image_size]
                 for rows, columns in CANVASES
             ]
-        for name in ("vr_window", "vr_layers", "vr_levels"):
-            setattr(self, name, list(getattr(self, name)))
-        self.projector_options = dict(self.projector_options or {})
-        self.vr_options = dict(self.vr_options or {})
+        self._check_types(kwargs)
         if self.projector_type not in PROJECTORS:
             self._refuse("projector_type", "one of " + ", ".join(map(repr, PROJECTORS)))
         if PROJECTORS[self.projector_type].reads_levels and isinstance(self.vision_feature_layer, int):
             levels = PROJECTORS[self.projector_type].default_levels(self.vision_config.num_hidden_layers)
             self.vision_feature_layer = list(levels)
         self._check_llava_next()
-        if self.vr_position not in POSITIONS:
-            self._refuse("vr_position", " or ".join(map(repr, POSITIONS)))
-        check_layers(NAME, self.vr_layers, self.text_config.num_hidden_layers, self.vr_position)
+        check_layers(NAME, self.vr_layers, self.text_config.num_hidden_layers, self.vr_position, prefix="vr_")
         _ = self.token_grid, self.projector_levels  # each refuses what does not fit
         if self.vr_layers:  # else nobody reads vr_levels, whose default is that of 24 blocks
             self.vr_levels = [self._level("vr_levels", level) for level in self.vr_levels]
             self._check_blocks()
+
+    def _check_types(self, unknown: Mapping[str, Any]) -> None:
+        """Refuse fields that are not lists or dictionaries where they must be, and names that no field has."""
+        for name in unknown:
+            if name.startswith("vr_"):
+                known = [field.name for field in dataclasses.fields(self) if field.name.startswith("vr_")]
+                raise ValueError(f"{NAME}: {name!r} is no field; it must be one of {', '.join(known)}")
+        for name in ("vr_window", "vr_layers", "vr_levels"):
+            if not _are_integers(getattr(self, name)):
+                self._refuse(name, "a list of integers")
+            setattr(self, name, list(getattr(self, name)))
+        if len(self.vr_window) != 2 or min(self.vr_window) < 1:
+            self._refuse("vr_window", "two integers [s_h, s_w] of at least 1")
+        for name in ("projector_options", "vr_options"):
+            options = getattr(self, name)
+            if options is not None and not isinstance(options, Mapping):
+                self._refuse(name, "a dictionary or None")
+            setattr(self, name, dict(options or {}))
+        for name in ("vr_bidirectional", "vr_text_guided"):
+            if not isinstance(getattr(self, name), bool):
+                self._refuse(name, "True or False")
+        layer = self.vision_feature_layer
+        if not _are_integers([layer] if isinstance(layer, int) else layer):
+            self._refuse("vision_feature_layer", "an integer or a list of integers")
 
     def _check_llava_next(self) -> None:
         """Refuse what LLaVA-NeXT offers and no projector here does."""
@@ -118,11 +137,14 @@ class LlavaVRConfig(LlavaNextConfig):
             self._refuse("multimodal_projector_bias", "True")
         tile = self.vision_config.image_size
         for canvas in self.image_grid_pinpoints or []:
-            if len(canvas) != 2 or any(side < tile or side % tile != 0 for side in canvas):
+            if not _are_integers(canvas) or len(canvas) != 2 or any(side < tile or side % tile != 0 for side in canvas):
                 self._refuse("image_grid_pinpoints", f"pairs (height, width) of multiples of the tower's {tile} pixels")
 
     def _check_blocks(self) -> None:
-        _ = self.vision_remember, self.saliency_level
+        if not self.vr_levels or len(set(self.vr_levels)) != len(self.vr_levels):
+            self._refuse("vr_levels", "at least one of the encoder's hidden_states, and none twice")
+        if self.vision_remember.saliency != "none" and self.saliency_level == 0:
+            self._refuse("vr_saliency_level", "the number of a block, from 1, or None with a level above 0")
         if self.tokens_per_cell != 1:
             self._refuse("projector_options", "such that a cell has one token, where there are vr_layers")
 
@@ -246,6 +268,10 @@ class LlavaVRConfig(LlavaNextConfig):
 
     def _refuse(self, name: str, allowed: str) -> None:
         raise ValueError(f"{NAME}: {name} is {getattr(self, name)!r}; it must be {allowed}")
+
+
+def _are_integers(values: object) -> bool:
+    return isinstance(values, (list, tuple)) and all(type(value) is int for value in values)
 
 
 def _of_another_type(values: Mapping[str, Any]) -> dict[str, Any]:
