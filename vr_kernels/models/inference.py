@@ -113,7 +113,7 @@ def open_image(path: Path) -> Any:
     from PIL import Image
 
     if not path.is_file():
-        raise ValueError(f"image {path}: there is no such file")
+        raise ValueError(f"image {path} is missing")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
