@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.compression import ZippedTokens, pack_anyres
+from vr_kernels.integrations._holder import find_holder
 from vr_kernels.integrations.visionzip import VisionZip
 from vr_kernels.integrations.visionzip_processors import remove_token_counts, set_token_counts
 from vr_kernels.nn import VisionRemember
@@ -259,12 +260,4 @@ def _encoder(inner: Any, name: str, encode: Encode, budget: Budget) -> MethodTyp
 
 def _find(operation: str, model: nn.Module) -> Any:
     """The part of a model that holds towers, projector and language model, of a type that is known."""
-    holders = [module for module in model.modules() if "multi_modal_projector" in module._modules]
-    types = [getattr(getattr(module, "config", None), "model_type", None) for module in holders]
-    if len(holders) != 1 or types[0] not in FAMILIES:
-        kind = f"of type {types[0]!r}" if types and types[0] is not None else "of no known type"
-        raise ValueError(
-            f"{operation}: model is a {type(model).__name__} {kind}; it must be or hold one of the types "
-            f"{', '.join(FAMILIES)}"
-        )
-    return holders[0]
+    return find_holder(operation, model, "multi_modal_projector", FAMILIES)

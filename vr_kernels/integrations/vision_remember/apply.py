@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import nn
 
+from vr_kernels.integrations._holder import find_holder
 from vr_kernels.integrations.pruning import STATE as PRUNING
 from vr_kernels.integrations.pruning_rules import check_blocks
 from vr_kernels.integrations.vision_remember.context import NAME
@@ -224,17 +225,7 @@ def patched(inner: Any, operation: str) -> Patch:
 
 def find_inner(operation: str, model: nn.Module) -> Any:
     """The model, in it, that holds the encoder and the decoder."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{operation}: model is a {type(model).__name__}; it must be a torch.nn.Module")
-    found = [module for module in model.modules() if "language_model" in module._modules]
-    types = [getattr(getattr(module, "config", None), "model_type", None) for module in found]
-    if len(found) != 1 or types[0] not in FAMILIES:
-        kind = f"of type {types[0]!r}" if types and types[0] is not None else "of no known type"
-        raise ValueError(
-            f"{operation}: model is a {type(model).__name__} {kind}; it must be or hold one of the types "
-            f"{', '.join(FAMILIES)}"
-        )
-    return found[0]
+    return find_holder(operation, model, "language_model", FAMILIES)
 
 
 def _around(model: nn.Module, inner: nn.Module) -> Any | None:

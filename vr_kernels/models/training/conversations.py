@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vr_kernels.models.inference import open_image
+from vr_kernels.models.prompts import Message
 from vr_kernels.models.training.bad_samples import BadSampleError, BadSamples
 
 IMAGE = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
-
-Message = dict[str, Any]
 
 
 class ConversationDataset(Dataset[dict[str, Tensor]]):
@@ -78,22 +78,9 @@ class ConversationDataset(Dataset[dict[str, Tensor]]):
 
     def _open(self, file: str) -> Any:
         """The image in RGB, or a ValueError that names its file."""
-        from PIL import Image
-
         if self.images is None:
             raise ValueError(f"it has the image {file}, and no folder of images is given")
-        path = self.images / file
-        try:
-            missing = not path.is_file()
-        except OSError as reason:  # a name that no file can have
-            raise ValueError(f"its image {path} cannot be looked for: {reason.strerror}") from None
-        if missing:
-            raise ValueError(f"its image {path} is missing")
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except Exception as reason:  # Pillow's decoders raise whatever a corrupt file makes them stumble over
-            raise ValueError(f"its image {path} cannot be read: {reason}") from reason
+        return open_image(self.images / file)
 
 
 def to_messages(record: Any) -> tuple[list[Message], list[str]]:
