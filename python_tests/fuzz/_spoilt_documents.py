@@ -81,4 +81,4 @@ def _changed(value: Any, tape: Tape) -> Any:
 def _other(value: Any, tape: Tape) -> Any:
     if tape.below(4) == 0:
         return [value]
-    return VALUES[tape.below(len(VALUES))]
+    return copy.deepcopy(VALUES[tape.below(len(VALUES))])

@@ -22,7 +22,7 @@ MARGIN = 4 << 30  # bytes that a call may ask for; more is refused at once, wher
 
 long = int(os.environ.get("VR_KERNELS_FUZZ", "0"))
 drawn = hypothesis.settings(
-    max_examples=long or 40,
+    max_examples=long or 20,
     derandomize=not long,
     suppress_health_check=list(hypothesis.HealthCheck),
     print_blob=True,

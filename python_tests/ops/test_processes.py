@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,16 @@ WITH_KERNELS = [subject for subject in SUBJECTS if "cpu" in backends_of(subject)
 ROOT = Path(__file__).parents[2]
 CALLS = 10_000
 ALLOWED = 1 << 20  # bytes that the resident set may grow by over them all, so that 105 bytes a call are seen
+
+# Sizes at which the kernels that would do smaller calls in one thread make several.
+STREAM = {"length": 97, "width": 1024}
+LARGER: dict[str, dict[str, Any]] = {
+    "text_guide_token": STREAM,
+    "gather_tokens": STREAM | {"tokens": 40, "norm": True, "guide": True},
+    "scatter_add_tokens": STREAM | {"tokens": 40},
+    "attention_importance": {"tokens": 577, "width": 64},
+    "patch_linear": {"patches": (16, 16), "widths": (64, 64)},
+}
 
 sanitized = pytest.mark.skipif(
     _native.unavailable() is None and _native.module().build_info()["sanitizer"],
@@ -111,6 +122,7 @@ def test_the_first_calls_of_a_process_may_come_from_several_threads(monkeypatch:
 
 def test_all_operators_at_once_do_not_disturb_each_other() -> None:
     calls = [(subject.run("cpu"), subject.call(seed)) for subject in WITH_KERNELS for seed in range(4)]
+    calls += [(s.run("cpu"), s.call(**LARGER[s.name])) for s in WITH_KERNELS if s.name in LARGER]
     jobs = [(function, call, random_cotangents(function, call)) for function, call in calls]
     alone = [evaluate(*job) for job in jobs]
     with ThreadPoolExecutor(4) as threads:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlavaNextConfig, PreTrainedConfig
 
 from vr_kernels.compression.projectors import PROJECTORS, Projector, build_projector
@@ -20,6 +21,9 @@ CANVASES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
 # Of configurations of other types: what names the type, and how LLaVA-OneVision packs, which interpolates features.
 FOREIGN = ("model_type", "architectures", "transformers_version", "vision_aspect_ratio", "video_token_index")
+
+# What transformers and this class raise at fields of a wrong type or depth, beside a ValueError.
+UNFIT = (StrictDataclassError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
 
 # What each version of the paper has, in fields of the config; every other choice is VisionRememberConfig's default.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -251,13 +255,22 @@ class LlavaVRConfig(LlavaNextConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As every configuration of transformers; but fields among ``kwargs`` are checked together with the others, and
-        a dictionary of LLaVA-NeXT or LLaVA-OneVision gets the fields that it lacks."""
+        a dictionary of LLaVA-NeXT or LLaVA-OneVision gets the fields that it lacks.
+
+        Raises ValueError for whatever makes no configuration, transformers' own errors among it."""
+        if not isinstance(config_dict, Mapping):
+            raise ValueError(
+                f"{NAME}: config_dict is a {type(config_dict).__name__}; it must be a dictionary of fields"
+            )
         if config_dict.get("model_type") != cls.model_type:
             config_dict = _of_another_type(config_dict)
         own = {field.name for field in dataclasses.fields(cls)} - set(cls.sub_configs)
         own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
         fields = {name: kwargs.pop(name) for name in own & set(kwargs)}
-        return super().from_dict(config_dict | fields, **kwargs)
+        try:
+            return super().from_dict(config_dict | fields, **kwargs)
+        except UNFIT as reason:
+            raise ValueError(f"{NAME}: these fields make no configuration: {' '.join(str(reason).split())}") from reason
 
     def _level(self, name: str, level: int) -> int:
         """None negative."""
