@@ -113,13 +113,13 @@ def _block_attention(row: Row, config: Any, patches: int, tokens: int) -> int:
     if not config.vr_layers or row.blocks == "deepstack":
         return 0
     text: int = config.text_config.hidden_size
-    levels, number = len(config.vr_levels), len(config.vr_layers)
     window: int = math.prod(config.vr_window)
+    levels, number = len(config.vr_levels), len(config.vr_layers)
     if row.blocks == "sva":
         return number * 4 * tokens * window * levels * text
     block = config.vision_remember
     heads, head_dim = block.heads
-    pairs: dict[str, int] = {"local": window * sum(block.feature_dims), "global": patches * head_dim, "deformable": 0}
+    pairs = {"local": window * sum(block.feature_dims), "global": patches * head_dim, "deformable": 0}
     each: int = 4 * tokens * heads * pairs[block.interaction]
     if "bidirectional" in block.layers:
         each += 4 * tokens * (tokens + 1) * text

@@ -103,7 +103,7 @@ def _encoder(task: Task) -> list[str]:
         return []
     accuracy = read_record(path)["patch_accuracy"]
     return [
-        f"The frozen encoder alone names what a patch shows ({' and '.join(task.labels)}) rightly in "
+        "The frozen encoder alone names what a patch shows rightly in "
         f"{accuracy['seen']:.1%} of the patches of seen images and {accuracy['unseen']:.1%} of unseen ones.\n"
     ]
 
