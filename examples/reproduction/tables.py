@@ -17,7 +17,7 @@ from examples.reproduction.tasks import find_task
 HEADER = """# {title}
 
 Made by `python -m examples.reproduction tables --task {task}` from the records beside this page;
-[examples/reproduction](../../examples/reproduction/README.md) says what was trained and how.
+`examples/reproduction/README.md` says what was trained and how.
 
 Accuracy is the share of {unit}s that are right in greedy answers to {images} questions a run, on what the training saw
 of and on what it did not; who does not look at the image gets {guess:.3f}. It is a mean over seeds with its 95 %
