@@ -194,9 +194,9 @@ TABLES: dict[str, Table] = {
         ),
         "FastV, PyramidDrop, VisPruner, VisionZip and dropping by chance are free of training: they drop tokens of the "
         "trained `mlp` while it is tested. FastV, PyramidDrop and chance begin after layers that see all tokens, which "
-        "here are a quarter of the decoder: by *tokens* they have more than the 16 of the others. The encoder has no CLS "
-        "row; VisPruner and VisionZip rank by the attention that patches receive, and do not know the question, which "
-        "may be about any patch.",
+        "here are a quarter of the decoder: by *tokens* they have more than the 16 of the others. The encoder has no "
+        "CLS row; VisPruner and VisionZip rank by the attention that patches receive, and do not know the question, "
+        "which may be about any patch.",
     ),
     "projectors": Table(
         "Projectors",
