@@ -192,12 +192,11 @@ TABLES: dict[str, Table] = {
             Line("stf", "full"),
             Line("mlp", "full"),
         ),
-        "FastV, PyramidDrop, VisPruner, VisionZip and random dropping are free of training: they drop tokens of the "
-        "trained `mlp` while it is tested. A model of eight layers holds them badly: where layers of their own must "
-        "come first, many tokens are in a quarter of the decoder. *tokens* is the mean over its layers, so FastV and "
-        "PyramidDrop have more than the others, as they say of themselves. The encoder has no CLS row; VisPruner and "
-        "VisionZip rank by the attention that patches receive. Where every patch is asked for some day, no choice that "
-        "does not know the question can be right; the papers' photographs have more to leave out.",
+        "FastV, PyramidDrop, VisPruner, VisionZip and dropping by chance are free of training: they drop tokens of the "
+        "trained `mlp` while it is tested. FastV, PyramidDrop and chance begin after layers that see all tokens, which "
+        "here are a quarter of the decoder: by *tokens* they have more than the 16 of the others. The encoder has no "
+        "CLS row; VisPruner and VisionZip rank by the attention that patches receive, and do not know the question, "
+        "which may be about any patch.",
     ),
     "projectors": Table(
         "Projectors",

@@ -56,7 +56,7 @@ class RenderedText(Task):
     labels: ClassVar[dict[str, int]] = {"letter": len(LETTERS), "photograph": len(PHOTOGRAPHS)}
     cells = SIDE
     encoder = "text"
-    encoder_steps = 1000
+    encoder_steps = 2000
     tables = ("effect",)
 
     def draw(self, number: int, seed: int, part: str) -> Sample:

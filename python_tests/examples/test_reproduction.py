@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +277,13 @@ def test_a_trained_model_is_loaded_as_it_was(row: str, work: Path, tower: Path) 
     state = loaded.state_dict()
     assert all(torch.equal(state[name], saved[name]) for name in saved)
     assert set(cost.prefill_call("digits", row, str(folder), "cpu")) == {"prefill"}
+
+
+def test_the_command_sets_the_number_of_threads_before_torch_reads_it() -> None:
+    code = "import sys, examples.reproduction.__main__; print('torch' in sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_what_no_run_can_be_is_refused_by_name(tmp_path: Path) -> None:
