@@ -10,8 +10,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that spin while they wait for work slow each other down where there are fewer cores than threads.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-app test-gpu test-sanitizer test-wheel lint \
-    docs sdist wheel clean
+.PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-app test-gpu test-sanitizer test-threads fuzz \
+    test-wheel lint docs sdist wheel clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.with-demo
@@ -73,6 +73,27 @@ test-sanitizer: $(VENV)/.with-test
 	    $(BIN)/pip install --no-build-isolation --no-deps --upgrade --target $(SANITIZED) .
 	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) $(PYTEST) python_tests/ops python_tests/cuda \
 	    -k "not ($(UNSANITIZED))" $(addprefix --ignore=python_tests/ops/test_,$(PURE_PYTHON:=.py))
+
+# All CPU kernels at once in several Python threads, and each in several of its own, watched by ThreadSanitizer. Python,
+# torch and their libraries are not instrumented, and only what our code does is looked at; how they wait for each other
+# is seen. Address randomisation is off because GCC 12's ThreadSanitizer stops at some of the addresses it gives.
+THREADED := $(CURDIR)/build/threads
+test-threads: $(VENV)/.with-test
+	VR_KERNELS_SANITIZE=thread VR_KERNELS_CUDA=0 \
+	    $(BIN)/pip install --no-build-isolation --no-deps --upgrade --target $(THREADED) .
+	LD_PRELOAD=$$($(CXX) -print-file-name=libtsan.so) TSAN_OPTIONS=ignore_noninstrumented_modules=1 OMP_NUM_THREADS=3 \
+	    PYTHONPATH=$(THREADED) setarch -R $(BIN)/pytest -s -n 0 \
+	    python_tests/ops/test_processes.py python_tests/ops/test_sanitizer.py -k "at_once or sanitized"
+
+# Calls and files from outside that nobody would write: hypothesis draws FUZZ_EXAMPLES calls of each operator, and a
+# coverage-guided fuzzer spends FUZZ_SECONDS on each kind of file.
+FUZZ_EXAMPLES ?= 2000
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.with-test $(VENV)/.with-fuzz
+	VR_KERNELS_FUZZ=$(FUZZ_EXAMPLES) $(PYTEST) python_tests/fuzz
+	set -e; for door in $$($(BIN)/python -m python_tests.fuzz.guided); do \
+	    $(BIN)/python -m python_tests.fuzz.guided $$door --seconds $(FUZZ_SECONDS); \
+	done
 
 # The CPU's twin of a GPU, which runs the CUDA kernels' own source in the tests.
 TWIN := $(shell find python_tests/cuda/twin -type f)

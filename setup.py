@@ -38,7 +38,8 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         options = {name: os.environ.get(name, "") for name in OPTIONS}
-        variant = "-sanitizer" if options["VR_KERNELS_SANITIZE"] else ""
+        sanitizer = options["VR_KERNELS_SANITIZE"]
+        variant = f"-sanitizer-{sanitizer}" if sanitizer else ""
         build = ROOT / "build" / (sys.implementation.cache_tag + variant)
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
 

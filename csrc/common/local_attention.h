@@ -1,8 +1,8 @@
 // Windowed attention as plain structs: what crosses from Python to every native backend. Knows nothing of torch.
 //
 // Each window n has its own query per head and its own K slots of feature rows:
-//     s_j = scale * query . key_j + bias_j      p = softmax(s) over the present slots      out = sum_j p_j saliency_j
-//     value_j
+//     s_j = scale * query . key_j + bias_j      p = softmax(s) over the present slots
+//     out = sum_j p_j saliency_j value_j
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Rows of any dtype to float32 and back. Part of window_math.inl and token_math.inl.
+// Rows of any dtype to float32 and back. Part of the .inl files that are compiled for several instruction sets.
 
 struct Bfloat16 {
   uint16_t bits;

@@ -65,18 +65,7 @@ inline Vector exponential(Vector x) {
   return x == x ? result : x;
 }
 
-typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
-typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-
-// A bfloat16 is the upper half of a float32.
-inline Vector load_vector(const uint16_t* source) {
-  Halves halves;
-  __builtin_memcpy(&halves, source, sizeof(halves));
-  const Words words = __builtin_convertvector(halves, Words) << 16;
-  Vector vector;
-  __builtin_memcpy(&vector, &words, sizeof(vector));
-  return vector;
-}
+inline Vector load_vector(const uint16_t* source) { return load_bfloat16(source); }
 
 // At most kLanes elements as float32, where they are or in `staging`.
 inline const float* as_floats(const float* source, int64_t, float*) { return source; }

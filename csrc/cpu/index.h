@@ -1,4 +1,4 @@
-// Rows, samples and window indices, looked at before a kernel reads what they name.
+// Numbers of rows and of samples, looked at before a kernel reads what they name.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Registers of kLanes floats. Part of every .inl that is compiled for several instruction sets: a file includes it
+// Registers of kLanes floats. Part of the .inl files that are compiled for several instruction sets: a file includes it
 // inside an unnamed namespace, after choosing kLanes.
 
 template <int kWidth>
@@ -24,6 +24,18 @@ using Vector = Lanes<kLanes>::Type;
 inline Vector load_vector(const float* source) {
   Vector vector;
   __builtin_memcpy(&vector, source, sizeof(vector));
+  return vector;
+}
+
+// A bfloat16 is the upper half of a float32.
+inline Vector load_bfloat16(const void* source) {
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+  typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+  Halves halves;
+  __builtin_memcpy(&halves, source, sizeof(halves));
+  const Words words = __builtin_convertvector(halves, Words) << 16;
+  Vector vector;
+  __builtin_memcpy(&vector, &words, sizeof(vector));
   return vector;
 }
 

@@ -2,7 +2,10 @@
 
 #include <exception>
 
-#if defined(_OPENMP)
+#if defined(VR_KERNELS_STD_THREADS)
+#include <thread>
+#include <vector>
+#elif defined(_OPENMP)
 #include <omp.h>
 #endif
 
@@ -12,7 +15,23 @@ namespace vr::cpu {
 // are done: none may leave a parallel region.
 template <typename Body>
 void parallel(int threads, const Body& body) {
-#if defined(_OPENMP)
+#if defined(VR_KERNELS_STD_THREADS)
+  std::vector<std::exception_ptr> failures(threads);
+  std::vector<std::thread> others;
+  const auto run = [&](int thread) {
+    try {
+      body(thread, threads);
+    } catch (...) {
+      failures[thread] = std::current_exception();
+    }
+  };
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(run, thread);
+  run(0);
+  for (std::thread& other : others) other.join();
+  for (const std::exception_ptr& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
+#elif defined(_OPENMP)
   std::exception_ptr failure;
 #pragma omp parallel num_threads(threads)
   try {

@@ -2,25 +2,9 @@
 // floats in a register. As in window_math.inl no template or inline function of std may be used here.
 
 #include "convert.inl"
+#include "lanes.inl"
 
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
-typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
-
-inline Vector load_vector(const float* source) {
-  Vector vector;
-  __builtin_memcpy(&vector, source, sizeof(vector));
-  return vector;
-}
-
-inline Vector load_vector(const Bfloat16* source) {
-  Halves halves;
-  __builtin_memcpy(&halves, source, sizeof(halves));
-  const Words words = __builtin_convertvector(halves, Words) << 16;
-  Vector vector;
-  __builtin_memcpy(&vector, &words, sizeof(vector));
-  return vector;
-}
+inline Vector load_vector(const Bfloat16* source) { return load_bfloat16(source); }
 
 inline Vector load_vector(const Float16* source) {
 #if defined(__AVX512F__)
@@ -37,17 +21,6 @@ inline Vector load_vector(const Float16* source) {
   Vector vector;
   __builtin_memcpy(&vector, &lanes, sizeof(vector));
   return vector;
-}
-
-inline void store_vector(float* target, Vector vector) { __builtin_memcpy(target, &vector, sizeof(vector)); }
-
-inline float sum_of(Vector vector) {
-  float lanes[kLanes];
-  store_vector(lanes, vector);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
 }
 
 // kVectors registers' worth of channels.
@@ -85,7 +58,7 @@ void dot_as(const void* const* rows, const float* vector, int64_t count, int64_t
       sums[0] += load_vector(vector + c) * load_vector(row + c);
       sums[1] += load_vector(vector + c + kLanes) * load_vector(row + c + kLanes);
     }
-    float total = sum_of(sums[0] + sums[1]);
+    float total = Lanes<kLanes>::sum(sums[0] + sums[1]);
     for (; c < channels; ++c) total += vector[c] * to_float(row[c]);
     dots[k] = total;
   }

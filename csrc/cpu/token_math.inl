@@ -3,14 +3,7 @@
 // the whole library, and could keep the one with AVX-512 instructions.
 
 #include "convert.inl"
-
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
-
-inline Vector load_vector(const float* source) {
-  Vector vector;
-  __builtin_memcpy(&vector, source, sizeof(vector));
-  return vector;
-}
+#include "lanes.inl"
 
 // sum_i a[i] b[i] c[i] in the order of four registers; c may be null.
 inline float sum_of_products(const float* a, const float* b, const float* c, int64_t count) {

@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 RECORDS, MODELS = RESULTS / "records", RESULTS / "models"
 
+# What images are made with, beside what ``versions`` names.
+DATA = ("scikit-learn", "scikit-image", "matplotlib", "pillow")
+
 Record = dict[str, Any]
 
 
@@ -29,7 +32,7 @@ def environment(device: str) -> Record:
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "versions": versions() | {"scikit-learn": importlib.metadata.version("scikit-learn")},
+        "versions": versions() | {name: importlib.metadata.version(name) for name in DATA},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

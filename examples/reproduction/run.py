@@ -14,14 +14,15 @@ from typing import Any
 import torch
 
 from examples.reproduction.cost import costs
-from examples.reproduction.digits import SIDE, draw_grid, load_split
-from examples.reproduction.encoder import FOLDER as ENCODER
-from examples.reproduction.model import build_model, build_processor
+from examples.reproduction.encoder import encoder_folder
+from examples.reproduction.model import build_model, build_processor, load_model, question, row_config
+from examples.reproduction.pruning import placeholder_grid
 from examples.reproduction.records import RECORDS, ROOT, Record, environment, read_record, record_path, write_json
-from examples.reproduction.rows import ROWS, runs
-from examples.reproduction.training import Recipe, question, train_row
+from examples.reproduction.rows import BASE, ROWS, runs
+from examples.reproduction.task import PARTS, Task
+from examples.reproduction.tasks import find_task
+from examples.reproduction.training import Recipe, train_row
 
-TASKS = ("digits",)
 WORK = ROOT / "build" / "reproduction"  # checkpoints, and the trained models
 TEST_IMAGES, TEST_SEED = 1000, 2000  # no training and no learning curve has this seed
 
@@ -34,37 +35,44 @@ def run(
     recipe: Recipe | None = None,
     records: Path = RECORDS,
     work: Path = WORK,
-    encoder: Path = ENCODER,
+    encoder: Path | None = None,
     test_images: int = TEST_IMAGES,
 ) -> Record:
     """Makes the record of a row and seed; a run that was killed goes on from its last checkpoint.
 
     Raises:
-        ValueError: an unknown task or row; a seed that the test grids have; checkpoints of other settings.
+        ValueError: an unknown task or row; a seed that the tests have; checkpoints of other settings; a model to prune
+            that is not there.
     """
-    if task not in TASKS:
-        raise ValueError(f"task is {task!r}; it must be {' or '.join(map(repr, TASKS))}")
+    found = find_task(task)
     if row not in ROWS:
         raise ValueError(f"row is {row!r}; it must be one of {', '.join(ROWS)}")
     if not 0 <= seed < 1000:
         raise ValueError(f"seed is {seed}; it must be 0 to 999: larger ones draw what is tested on")
-    recipe = recipe or Recipe()
-    folder = work / f"{task}-{row}-{seed}"
+    recipe, encoder = recipe or Recipe(), encoder or encoder_folder(found)
+    folder, pruning = work / f"{task}-{row}-{seed}", ROWS[row].pruning
     settings = {
         "changes": ROWS[row].changes,
         "features": ROWS[row].features,
+        "decoder": ROWS[row].decoder,
+        "blocks": ROWS[row].blocks,
+        "pruning": None if pruning is None else pruning._asdict(),
         "recipe": asdict(recipe),
         "encoder_sha256": hashlib.sha256((encoder / "model.safetensors").read_bytes()).hexdigest(),
     }
     _check_settings(folder, settings)
-    model = build_model(ROWS[row], seed, encoder)
-    n_h, n_w = model.config.token_grid
-    trained = train_row(model, n_h * n_w, recipe, seed, folder)
-    model.eval()
-    processor = build_processor(model.config)
-    accuracy = {part: generated_accuracy(model, processor, part, test_images) for part in ("seen", "unseen")}
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    if pruning is None:
+        weights = folder / "model"
+        model, trained = _train(found, row, seed, recipe, folder, encoder)
+    else:
+        weights = work / f"{task}-{BASE}-{seed}" / "model"
+        model, trained = _prune(found, row, seed, weights)
+    config = row_config(found, ROWS[row])
+    processor = build_processor(found, config, placeholder_grid(config.token_grid, pruning))
+    accuracy = {part: generated_accuracy(found, model, processor, part, test_images) for part in PARTS}
+    if pruning is None:
+        model.save_pretrained(weights)
+        processor.save_pretrained(weights)
     record = {
         "task": task,
         "row": row,
@@ -72,10 +80,10 @@ def run(
         "command": f"python -m examples.reproduction --task {task} --row {row} --seed {seed}",
         "what": ROWS[row].what,
         **settings,
-        "config": model.config.to_diff_dict(),
+        "config": config.to_diff_dict(),
         "accuracy": accuracy,
         "test_images": test_images,
-        "cost": costs(model, folder / "model"),
+        "cost": costs(found, ROWS[row], model, weights),
         **trained,
         **environment(model.device.type),
     }
@@ -83,6 +91,28 @@ def run(
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return record
+
+
+def _train(task: Task, row: str, seed: int, recipe: Recipe, folder: Path, encoder: Path) -> tuple[Any, dict[str, Any]]:
+    model = build_model(task, ROWS[row], seed, encoder)
+    n_h, n_w = model.config.token_grid
+    trained = train_row(task, model, n_h * n_w, recipe, seed, folder)
+    return model.eval(), trained
+
+
+def _prune(task: Task, row: str, seed: int, weights: Path) -> tuple[Any, dict[str, Any]]:
+    """The model of another row, whose tokens are dropped: there is no curve of it."""
+    if not (weights / "model.safetensors").exists():
+        raise ValueError(
+            f"{row} prunes the trained {BASE} of seed {seed}, and {weights} does not hold it; train that first, with "
+            f"python -m examples.reproduction --task {task.name} --row {BASE} --seed {seed}"
+        )
+    return load_model(task, ROWS[row], weights), {
+        "curve": [],
+        "loss": [],
+        "wall_seconds": 0.0,
+        "processor_seconds": 0.0,
+    }
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -101,7 +131,7 @@ def run_missing(task: str) -> None:
     A run that fails does not keep the others waiting; SystemExit names it in the end.
     """
     failed = []
-    for row, seed in runs():
+    for row, seed in runs(find_task(task).tables):
         folder = WORK / f"{task}-{row}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
@@ -110,6 +140,9 @@ def run_missing(task: str) -> None:
             except BlockingIOError:
                 continue  # another process has it
             if record_path(task, row, seed).exists():
+                continue
+            if ROWS[row].pruning is not None and not record_path(task, BASE, seed).exists():
+                print(f"{row}, seed {seed}: another process trains the {BASE} that it prunes; run again", flush=True)
                 continue
             try:
                 print(f"{row}, seed {seed}: {run(task, row, seed)['accuracy']}", flush=True)
@@ -121,23 +154,23 @@ def run_missing(task: str) -> None:
 
 
 @torch.no_grad()
-def generated_accuracy(model: Any, processor: Any, part: str, images: int, batch: int = 100) -> float:
-    """The share of digits that are right in greedy answers, given place by place; a digit not given is wrong."""
+def generated_accuracy(task: Task, model: Any, processor: Any, part: str, images: int, batch: int = 100) -> float:
+    """The share of words that are right in greedy answers, given place by place; a word not given is wrong."""
     from PIL import Image
 
-    digits, right = load_split(part), 0
+    right = 0
     for first in range(0, images, batch):
-        grids = [draw_grid(digits, TEST_SEED, number) for number in range(first, min(first + batch, images))]
+        samples = [task.draw(number, TEST_SEED, part) for number in range(first, min(first + batch, images))]
         inputs = processor(
-            images=[Image.fromarray(grid.image).convert("RGB") for grid in grids],
-            text=[question(grid, 1) for grid in grids],
+            images=[Image.fromarray(sample.image) for sample in samples],
+            text=[question(sample, 1) for sample in samples],
             return_tensors="pt",
         ).to(model.device)
-        out = model.generate(**inputs, max_new_tokens=SIDE + 1, do_sample=False)
+        out = model.generate(**inputs, max_new_tokens=task.answer_words + 1, do_sample=False)
         answers = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(_right(answer, grid.labels[grid.row]) for answer, grid in zip(answers, grids, strict=True))
-    return right / (images * SIDE)
+        right += sum(_right(answer, sample.answer) for answer, sample in zip(answers, samples, strict=True))
+    return right / (images * task.answer_words)
 
 
-def _right(answer: str, digits: Any) -> int:
-    return sum(given == str(digit) for given, digit in zip(answer.split(), digits, strict=False))
+def _right(answer: str, words: tuple[str, ...]) -> int:
+    return sum(given == word for given, word in zip(answer.split(), words, strict=False))

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from examples.reproduction.records import MODELS, RECORDS, RESULTS, Record, read_record, record_path
+from examples.reproduction.cost import image_tokens
+from examples.reproduction.encoder import encoder_folder
+from examples.reproduction.estimates import Estimate, decided, estimate
+from examples.reproduction.records import RECORDS, RESULTS, Record, read_record, record_path
 from examples.reproduction.rows import ROWS, SEEDS, TABLES, Line, Table
+from examples.reproduction.task import Task
+from examples.reproduction.tasks import find_task
 
 HEADER = """# {title}
 
-Made by `python -m examples.reproduction tables` from the records beside this page;
-[examples/reproduction](../../examples/reproduction/README.md) says what was trained and how.
+Made by `python -m examples.reproduction tables --task {task}` from the records beside this page;
+`examples/reproduction/README.md` says what was trained and how.
 
-Accuracy is the share of digits that are right in greedy answers about {images} grids a run, of digit images that the
-training saw and of others. It is a mean over seeds with its 95 % interval (Student's t); a gain is taken seed
-by seed, on unseen digits. **decided** says whether a gain's interval leaves zero out, and where the paper has the
-comparison, whether with the paper's sign. *last quarter* is what the last quarter of the steps added to the learning
-curve. The arithmetic is that of one prefill; TTFT is processor time of one thread, the median over runs; memory is the
-weights, and what a prefill adds at its peak.
+Accuracy is the share of {unit}s that are right in greedy answers to {images} questions a run, on what the training saw
+of and on what it did not; who does not look at the image gets {guess:.3f}. It is a mean over seeds with its 95 %
+interval (Student's t); a gain is taken seed by seed, on what is unseen. **decided** says whether a gain's interval
+leaves zero out, and where the paper has the comparison, whether with the paper's sign; the paper's figures are of other
+models and benchmarks. *last quarter* is what the last quarter of the steps added to the learning curve; a row without
+one was not trained. *tokens* are those of an image, the mean over the decoder's layers. The arithmetic is that of one
+prefill; TTFT is processor time of one thread, the median over runs; memory is the weights, and what a prefill adds at
+its peak. A dash is a figure that there is not; *missing* is a run without a record.
 """
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds; ``half`` is half of its 95 % interval, infinite for a single seed."""
-
-    mean: float
-    half: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" ± {self.half:.3f}" if math.isfinite(self.half) else "")
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    if len(values) < 2:
-        return Estimate(statistics.mean(values), math.inf)
-    from scipy import stats
-
-    quantile = float(stats.t.ppf(0.975, len(values) - 1))
-    return Estimate(statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)))
 
 
 def read_records(
@@ -66,15 +52,17 @@ def read_records(
 
 def write_tables(
     task: str,
-    tables: Sequence[str] = tuple(TABLES),
+    tables: Sequence[str] | None = None,
     *,
     partial: bool = False,
     records_folder: Path = RECORDS,
     folder: Path = RESULTS,
 ) -> Path:
-    """Writes the page and its figures, and returns the page."""
-    from examples.reproduction.figures import draw_costs, draw_curves
+    """Writes the page and its figures, of all tables of the task if none are named, and returns the page."""
+    from examples.reproduction.figures import draw_costs, draw_curves, draw_ratio
 
+    found = find_task(task)
+    tables = tables or found.tables
     records = read_records(task, tables, records_folder, partial=partial)
     if not records:
         raise ValueError(f"tables: there is no record of {task} in {records_folder}")
@@ -82,59 +70,78 @@ def write_tables(
     for name in tables:
         of_table = {line.row: records[line.row] for line in TABLES[name].lines if line.row in records}
         if of_table:
-            draw_curves(of_table, folder / f"{task}-{name}.png")
-    draw_costs(records, folder / f"{task}-cost.png")
+            draw_curves(found, of_table, folder / f"{task}-{name}.png")
+            if name == "ratio":
+                draw_ratio(found, of_table, folder / f"{task}-tokens.png")
+    draw_costs(found, records, folder / f"{task}-cost.png")
     page = folder / f"{task}.md"
-    page.write_text(_page(task, tables, records))
+    page.write_text(_page(found, tables, records))
     return page
 
 
-def _page(task: str, tables: Sequence[str], records: dict[str, list[Record]]) -> str:
+def _page(task: Task, tables: Sequence[str], records: dict[str, list[Record]]) -> str:
     first = next(iter(records.values()))[0]
-    parts = [HEADER.format(title=f"The papers' effect in small: {task}", images=first["test_images"])]
-    encoder = MODELS / f"{task}-encoder" / "record.json"
-    if encoder.exists():
-        accuracy = read_record(encoder)["patch_accuracy"]
-        parts.append(
-            f"The frozen encoder alone names the digit at a patch rightly in {accuracy['seen']:.1%} of the patches of "
-            f"seen digits and {accuracy['unseen']:.1%} of unseen ones.\n"
-        )
+    header = {"task": task.name, "unit": task.unit, "images": first["test_images"], "guess": task.guess}
+    parts = [HEADER.format(title=f"The papers' effect in small: {task.name}", **header), *_encoder(task)]
     for name in tables:
-        if any(line.row in records for line in TABLES[name].lines):
-            parts += [*_table(TABLES[name], records), f"![learning curves]({task}-{name}.png)\n"]
-    parts += ["## Accuracy and cost\n", f"![accuracy and cost]({task}-cost.png)\n"]
+        table = TABLES[name]
+        parts += _table(task, table, records)
+        if any(line.row in records for line in table.lines):
+            parts.append(f"![learning curves]({task.name}-{name}.png)\n")
+            if name == "ratio":
+                parts.append(f"![accuracy and tokens]({task.name}-tokens.png)\n")
+    parts += ["## Accuracy and cost\n", f"![accuracy and cost]({task.name}-cost.png)\n"]
     every = [record for of_row in records.values() for record in of_row]
     parts += ["## Runs\n", *_runs(every)]
     return "\n".join(parts) + "\n"
 
 
-def _table(table: Table, records: dict[str, list[Record]]) -> list[str]:
-    head = ["row", "seeds", "unseen digits", "seen digits", "gain", "over", "paper, points", "decided", "last quarter"]
+def _encoder(task: Task) -> list[str]:
+    """What its own record says of the frozen encoder."""
+    path = encoder_folder(task) / "record.json"
+    if not path.exists():
+        return []
+    accuracy = read_record(path)["patch_accuracy"]
+    return [
+        "The frozen encoder alone names what a patch shows rightly in "
+        f"{accuracy['seen']:.1%} of the patches of seen images and {accuracy['unseen']:.1%} of unseen ones.\n"
+    ]
+
+
+def _table(task: Task, table: Table, records: dict[str, list[Record]]) -> list[str]:
+    head = ["row", "seeds", "unseen", "seen", "gain", "over", "paper, points", "decided", "last quarter", "tokens"]
     head += ["trained parameters", "MFLOP", "TTFT, ms", "weights + prefill, MB"]
-    lines = [_cells(line, records) for line in table.lines if line.row in records]
-    return [f"## {table.title} ({table.paper})\n", _line(head), _line(["---"] + ["---:"] * (len(head) - 1)), *lines, ""]
+    lines = [_cells(task, line, records, len(head)) for line in table.lines]
+    note = [table.note + "\n"] if table.note else []
+    ruler = _line(["---"] + ["---:"] * (len(head) - 1))
+    return [f"## {table.title} ({table.paper})\n", *note, _line(head), ruler, *lines, ""]
 
 
-def _cells(line: Line, records: dict[str, list[Record]]) -> str:
+def _cells(task: Task, line: Line, records: dict[str, list[Record]], columns: int) -> str:
+    title = f"{line.row}: {ROWS[line.row].what}"
+    if line.row not in records:
+        return _line([title, "0", *["missing"] * 2, *["–"] * (columns - 4)])
     of_row = records[line.row]
     cost = of_row[0]["cost"]
     gain = None if line.over is None else gain_over(of_row, records.get(line.over, []))
-    memory = cost["prefill_bytes"]
+    without = "–" if line.over is None else "missing"
+    added, memory = last_quarter(of_row), cost["prefill_bytes"]
     return _line(
         [
-            f"{line.row}: {ROWS[line.row].what}",
+            title,
             str(len(of_row)),
             str(estimate([record["accuracy"]["unseen"] for record in of_row])),
             str(estimate([record["accuracy"]["seen"] for record in of_row])),
-            "" if gain is None else f"{gain.mean:+.3f}" + (f" ± {gain.half:.3f}" if math.isfinite(gain.half) else ""),
-            line.over or "",
-            "" if line.paper is None else f"{line.paper:+.1f}",
-            "" if gain is None else decided(gain, line.paper),
-            f"{statistics.mean(last_quarter(record) for record in of_row):+.3f}",
-            f"{cost['trained_parameters']:,}",
+            without if gain is None else f"{gain.mean:+.3f}{gain.spread}",
+            line.over or "–",
+            "–" if line.paper is None else f"{line.paper:+.1f}",
+            without if gain is None else decided(gain, line.paper),
+            "–" if added is None else f"{added:+.3f}",
+            f"{statistics.mean(image_tokens(task, ROWS[line.row])):.0f}",
+            "–" if ROWS[line.row].pruning else f"{cost['trained_parameters']:,}",
             f"{cost['prefill_flops'] / 1e6:.0f}",
             f"{statistics.median(record['cost']['ttft']['median_ms'] for record in of_row):.1f}",
-            f"{cost['weight_bytes'] / 1e6:.1f}" + (f" + {memory / 1e6:.1f}" if isinstance(memory, int) else ""),
+            f"{cost['weight_bytes'] / 1e6:.1f} + " + (f"{memory / 1e6:.1f}" if isinstance(memory, int) else "–"),
         ]
     )
 
@@ -146,28 +153,24 @@ def gain_over(records: Sequence[Record], base: Sequence[Record]) -> Estimate | N
     return estimate(gains) if gains else None
 
 
-def decided(gain: Estimate, paper: float | None) -> str:
-    """What the interval supports, in a word or two."""
-    if abs(gain.mean) <= gain.half:
-        return "no"
-    if not paper:  # the paper has no such comparison, or no difference
-        return "yes" if paper is None else "yes, unlike the paper"
-    return "yes, as the paper" if (gain.mean > 0) == (paper > 0) else "yes, against the paper"
-
-
-def last_quarter(record: Record) -> float:
-    """What the last quarter of the steps added to the accuracy on unseen digits."""
-    curve = record["curve"]
-    steps = record["recipe"]["steps"]
-    before = [point for point in curve if point["step"] <= 0.75 * steps] or curve[:1]
-    return float(curve[-1]["unseen"] - before[-1]["unseen"])
+def last_quarter(records: Sequence[Record]) -> float | None:
+    """What the last quarter of the steps added to the accuracy on unseen images, the mean; None without a curve."""
+    added: list[float] = []
+    for record in records:
+        curve, steps = record["curve"], record["recipe"]["steps"]
+        if not curve:
+            return None
+        before = [point for point in curve if point["step"] <= 0.75 * steps] or curve[:1]
+        added.append(curve[-1]["unseen"] - before[-1]["unseen"])
+    return statistics.mean(added)
 
 
 def _runs(records: Sequence[Record]) -> list[str]:
     lines = [_line(["command", "device", "date", "steps", "processor hours", "hours"]), _line(["---"] * 6)]
     for record in records:
         hours = [f"{record[name] / 3600:.2f}" for name in ("processor_seconds", "wall_seconds")]
-        cells = [f"`{record['command']}`", record["device"], record["date"][:10], str(record["recipe"]["steps"])]
+        steps = str(record["recipe"]["steps"]) if record["curve"] else "not trained"
+        cells = [f"`{record['command']}`", record["device"], record["date"][:10], steps]
         lines.append(_line([*cells, *hours]))
     versions = {f"{name} {version}" for record in records for name, version in record["versions"].items()}
     return [*lines, "", f"Versions: {', '.join(sorted(versions))}."]

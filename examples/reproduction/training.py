@@ -1,9 +1,7 @@
-"""The training of one row: drawn grids, transformers' Trainer, checkpoints that a killed run goes on from."""
+"""The training of one row: drawn samples, the package's trainer, checkpoints that a killed run goes on from."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from examples.reproduction.digits import SIDE, Digits, Grid, draw_grid, load_split
 from examples.reproduction.encoder import normalised
-from examples.reproduction.model import EOS, IMAGE, WORDS
+from examples.reproduction.model import EOS, IMAGE, vocabulary
+from examples.reproduction.task import PARTS, Sample, Task
+from vr_kernels.models.training.trainer import VisionLanguageTrainer
 
 IGNORED = -100
 CURVE_SEED = 1000  # those of trainings are smaller
-CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True)
@@ -37,31 +35,28 @@ class Recipe:
     curve_images: int = 200
 
 
-class GridDataset(Dataset[dict[str, Tensor]]):
-    """Grids of an endless stream, as many as are asked for, with as many image tokens as the model makes."""
+class SampleDataset(Dataset[dict[str, Tensor]]):
+    """Samples of an endless stream, as many as are asked for, with as many image tokens as the model makes."""
 
-    def __init__(self, digits: Digits, *, seed: int, length: int, image_tokens: int) -> None:
-        self.digits, self.seed, self.length, self.image_tokens = digits, seed, length, image_tokens
+    def __init__(self, task: Task, part: str, *, seed: int, length: int, image_tokens: int) -> None:
+        self.task, self.part, self.seed, self.length, self.image_tokens = task, part, seed, length, image_tokens
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        return encode(draw_grid(self.digits, self.seed, number), self.image_tokens)
+        return encode(self.task, self.task.draw(number, self.seed, self.part), self.image_tokens)
 
 
-def question(grid: Grid, image_tokens: int) -> str:
-    return "<image>" * image_tokens + f" row {grid.row + 1} :"
-
-
-def encode(grid: Grid, image_tokens: int) -> dict[str, Tensor]:
-    """A sample; no two differ in length."""
-    prompt = [IMAGE] * image_tokens + [WORDS.index(word) for word in ("row", str(grid.row + 1), ":")]
-    answer = [*(WORDS.index(str(digit)) for digit in grid.labels[grid.row]), EOS]
+def encode(task: Task, sample: Sample, image_tokens: int) -> dict[str, Tensor]:
+    """What a model is trained on; no two samples of a task differ in length."""
+    tokens = {word: token for token, word in enumerate(vocabulary(task))}
+    prompt = [IMAGE] * image_tokens + [tokens[word] for word in sample.question]
+    answer = [*(tokens[word] for word in sample.answer), EOS]
     return {
         "input_ids": torch.tensor(prompt + answer),
         "labels": torch.tensor([IGNORED] * len(prompt) + answer),
-        "pixel_values": normalised(grid.image[None])[0],
+        "pixel_values": normalised(sample.image[None])[0],
     }
 
 
@@ -69,32 +64,10 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-class ResumableTrainer(Trainer):
-    """A ``Trainer`` whose checkpoints appear under their names when they are whole, each in place of the one before."""
+class RowTrainer(VisionLanguageTrainer):
+    """The package's trainer with the optimizer of transformers' own, for all parameters have one learning rate."""
 
-    staging = False
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(self.args.output_dir) / ".staging" if self.staging else self.args.output_dir)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        shutil.rmtree(folder / ".staging", ignore_errors=True)
-        self.staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.staging = False
-        name = f"{CHECKPOINT}{self.state.global_step}"
-        older = [path for path in checkpoints(folder) if path.name != name]
-        os.replace(folder / ".staging" / name, folder / name)
-        for path in older:
-            shutil.rmtree(path)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The oldest first."""
-    return sorted(folder.glob(f"{CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
+    create_optimizer = Trainer.create_optimizer
 
 
 class LearningCurve(TrainerCallback):
@@ -104,16 +77,14 @@ class LearningCurve(TrainerCallback):
     Kept in the trainer's own log, and so in its checkpoints.
     """
 
-    def __init__(self, recipe: Recipe, image_tokens: int) -> None:
-        self.recipe = recipe
+    def __init__(self, task: Task, recipe: Recipe, image_tokens: int) -> None:
+        self.recipe, self.answer_words = recipe, task.answer_words
         self.clocks = {"wall_seconds": time.monotonic, "processor_seconds": time.process_time}
         self.began = dict.fromkeys(self.clocks, 0.0)
         self.samples = {}
-        for part in ("seen", "unseen"):
-            grids = GridDataset(
-                load_split(part), seed=CURVE_SEED, length=recipe.curve_images, image_tokens=image_tokens
-            )
-            self.samples[part] = collate([grids[number] for number in range(len(grids))])
+        for part in PARTS:
+            samples = SampleDataset(task, part, seed=CURVE_SEED, length=recipe.curve_images, image_tokens=image_tokens)
+            self.samples[part] = collate([samples[number] for number in range(len(samples))])
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         spent = _spent(state.log_history)
@@ -123,7 +94,9 @@ class LearningCurve(TrainerCallback):
         step = state.global_step
         if step % self.recipe.curve_steps == 0 or step == self.recipe.steps:
             model = kwargs["model"]
-            accuracies = {part: forced_accuracy(model, samples) for part, samples in self.samples.items()}
+            accuracies = {
+                part: forced_accuracy(model, samples, self.answer_words) for part, samples in self.samples.items()
+            }
             state.log_history.append({"step": step, "curve": accuracies})
         if step % self.recipe.save_steps == 0 or step == self.recipe.steps:
             spent = {name: round(clock() - self.began[name], 1) for name, clock in self.clocks.items()}
@@ -136,21 +109,21 @@ def _spent(log: list[dict[str, Any]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def forced_accuracy(model: Any, samples: dict[str, Tensor]) -> float:
-    """The share of digits that are right where those before them are given."""
+def forced_accuracy(model: Any, samples: dict[str, Tensor], words: int) -> float:
+    """The share of the answers' words that are right where those before them are given; an answer has so many."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     right = []
     for first in range(0, len(samples["input_ids"]), 50):
         batch = {name: tensor[first : first + 50].to(device) for name, tensor in samples.items()}
-        labels = batch["labels"][:, -SIDE - 1 : -1]
-        logits = model(**batch).logits[:, -SIDE - 2 : -2]  # each one place before its digit
+        labels = batch["labels"][:, -words - 1 : -1]
+        logits = model(**batch).logits[:, -words - 2 : -2]  # each one place before its word
         right.append((logits.argmax(-1) == labels).float())
     model.train(training)
     return float(torch.cat(right).mean())
 
 
-def train_row(model: Any, image_tokens: int, recipe: Recipe, seed: int, folder: Path) -> dict[str, Any]:
+def train_row(task: Task, model: Any, image_tokens: int, recipe: Recipe, seed: int, folder: Path) -> dict[str, Any]:
     """Trains the model in place, from the folder's last checkpoint where there is one.
 
     Returns:
@@ -174,16 +147,18 @@ def train_row(model: Any, image_tokens: int, recipe: Recipe, seed: int, folder: 
         report_to=[],
         seed=seed,
     )
-    trainer = ResumableTrainer(
+    trainer = RowTrainer(
+        learning_rates={},
+        keep=1,
         model=model,
         args=arguments,
-        train_dataset=GridDataset(
-            load_split("seen"), seed=seed, length=recipe.steps * recipe.batch, image_tokens=image_tokens
+        train_dataset=SampleDataset(
+            task, "seen", seed=seed, length=recipe.steps * recipe.batch, image_tokens=image_tokens
         ),
         data_collator=collate,
-        callbacks=[LearningCurve(recipe, image_tokens)],
+        callbacks=[LearningCurve(task, recipe, image_tokens)],
     )
-    last = next(reversed(checkpoints(folder)), None)
+    last = trainer.last_checkpoint()
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     log = trainer.state.log_history
     return {

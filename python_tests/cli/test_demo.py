@@ -1,5 +1,6 @@
 """``vr-kernels demo`` on a small encoder."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,21 +11,50 @@ from torch import nn
 from typer.testing import CliRunner
 
 from vr_kernels.cli.commands import commands
-from vr_kernels.cli.demonstration import features, figure, resampler
+from vr_kernels.cli.demonstration import answers, features, photograph_figure, reading, resampler
 
 
-def demo(picture: Path) -> Invoked:
-    return CliRunner().invoke(commands, ["demo", "--quick", "--output", str(picture)])
+def demo(picture: Path, *options: str) -> Invoked:
+    return CliRunner().invoke(commands, ["demo", "--quick", "--output", str(picture), *options])
 
 
-def test_it_shows_that_the_outputs_agree_and_draws_them(tmp_path: Path) -> None:
+def test_it_reads_digits_shows_that_the_outputs_agree_and_draws_both(tmp_path: Path) -> None:
     result = demo(tmp_path / "picture.png")
     assert result.exit_code == 0, result.output
+    for question in answers.read_questions(answers.MODELS, "digits").every:
+        assert f"{question.image.name}, {question.prompt}" in result.stdout
+        assert question.answer in result.stdout
+    assert "times the pooled model's time" in result.stdout
     assert "the outputs agree" in result.stdout
     assert "times our time" in result.stdout
     assert "random weights" in result.stdout
     assert str(tmp_path / "picture.png") in result.stdout
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_the_models_ends_it_in_words(tmp_path: Path) -> None:
+    result = demo(tmp_path / "picture.png", "--models", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"vr-kernels demo: {tmp_path} holds no trained models" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_digits_are_marked() -> None:
+    assert reading.marked("1 2 3 4", "1 5 3") == "1 [red]2[/red] 3 [red]4[/red]"
+    assert answers.words_right("1 2 3 4", "1 5 3") == 2
+    assert answers.words_right("", "1 5 3") == 0
+
+
+@pytest.mark.parametrize("task", answers.tasks(answers.MODELS))
+def test_the_shipped_models_answer_as_their_records_say(task: str) -> None:
+    """On images of no training; a record tells of a thousand of them, these are six."""
+    questions, right = answers.read_questions(answers.MODELS, task).every, {}
+    for kind, assistant in answers.load_models(answers.MODELS, task).items():
+        words = [answers.words_right(answers.answer(assistant, one), one.answer) for one in questions]
+        right[kind] = sum(words) / sum(len(one.answer.split()) for one in questions)
+        record = json.loads((answers.model_folder(answers.MODELS, task, kind) / "record.json").read_text())
+        assert abs(right[kind] - record["accuracy"]["unseen"]) < 0.25
+    assert right[answers.REMEMBERING] > right[answers.POOLED]
 
 
 def test_outputs_that_disagree_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,14 +86,14 @@ def test_the_tiles_are_the_whole_photograph_and_its_quarters() -> None:
 def test_attention_lands_on_the_feature_it_belongs_to() -> None:
     weights = torch.zeros(2, 3, 4, 9)  # (n_h, n_w, h, K)
     weights[1, 2, :, 5] = 1.0  # window (1, 2), slot 5: its row 1, column 2
-    drawn = figure.over_grid(weights)
+    drawn = photograph_figure.over_grid(weights)
     assert drawn.shape == (6, 9)
     assert drawn[3 + 1, 6 + 2] == 1.0
     assert drawn.sum() == 1.0
 
 
 def test_kept_patches_are_clear_and_merged_ones_have_their_token_s_colour() -> None:
-    drawn = figure.merged_over(torch.tensor([[0, 1, 2], [3, 2, 0]]), dominant=2)
+    drawn = photograph_figure.merged_over(torch.tensor([[0, 1, 2], [3, 2, 0]]), dominant=2)
     assert (drawn[..., 3] == [[0, 0, 0.7], [0.7, 0.7, 0]]).all()
     assert (drawn[0, 2] == drawn[1, 1]).all()
     assert (drawn[0, 2] != drawn[1, 0]).any()

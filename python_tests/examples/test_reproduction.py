@@ -1,4 +1,4 @@
-"""The reproduction in small: its data, a run that is killed and goes on, and tables that come of records alone."""
+"""The reproduction in small: a run that is killed and goes on, what its rows are, and what they cost."""
 
 from __future__ import annotations
 
@@ -6,48 +6,34 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("sklearn")
+pytest.importorskip("skimage")
 
-from examples.reproduction import cost, digits, encoder, model, records, rows, run, training
+from examples.reproduction import blocks, cost, encoder, model, pruning, records, rows, run, training
+from examples.reproduction.task import Sample, Task
+from examples.reproduction.tasks import TASKS, find_task
+from python_tests.examples._runs import RECIPE, prepare, run_row, unmeasured
+from vr_kernels.models.training.checkpoints import checkpoints
 
-RECIPE = training.Recipe(steps=4, batch=2, warmup_steps=1, save_steps=2, curve_steps=2, curve_images=3)
+DIGITS = find_task("digits")
 
 
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    encoder.train_encoder(folder, steps=2, test_images=2)
-    return folder
+    return prepare(tmp_path_factory.mktemp("encoder"), "digits")
 
 
 @pytest.fixture
-def work(tmp_path: Path, tower: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With an encoder of two steps, and without the process that memory is measured in."""
-    (tmp_path / "encoder").symlink_to(tower)
-
-    def unmeasured(*arguments: Any) -> dict[str, int]:
-        raise cost.Unknown("not here")
-
-    monkeypatch.setattr(cost, "peak_memory", unmeasured)
-    monkeypatch.setattr(cost, "REPEATS", 2)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    unmeasured(monkeypatch)
     return tmp_path
 
 
-def run_row(work: Path, row: str = "local", name: str = "work") -> dict[str, Any]:
-    return run.run(
-        "digits",
-        row,
-        0,
-        recipe=RECIPE,
-        records=work / "records",
-        work=work / name,
-        encoder=work / "encoder",
-        test_images=3,
-    )
+def batch_of(task: Task, image_tokens: int) -> dict[str, torch.Tensor]:
+    return training.collate([training.encode(task, task.draw(0, 0, "seen"), image_tokens)])
 
 
 def weights(work: Path, name: str, row: str = "local") -> dict[str, torch.Tensor]:
@@ -56,91 +42,118 @@ def weights(work: Path, name: str, row: str = "local") -> dict[str, torch.Tensor
     return load_file(work / name / f"digits-{row}-0" / "model" / "model.safetensors")
 
 
-def test_no_digit_image_is_on_both_sides_of_the_split() -> None:
-    seen, unseen = digits.load_split("seen"), digits.load_split("unseen")
-    assert not set(seen.instances) & set(unseen.instances)
-    assert len(seen.instances) + len(unseen.instances) == 1797
-    assert set(unseen.labels) == set(range(10))
-
-
-@pytest.mark.parametrize("part", ["seen", "unseen"])
-def test_the_pixels_of_a_grid_are_those_of_the_digits_it_is_labelled_with(part: str) -> None:
-    from sklearn.datasets import load_digits
-
-    data, grid = load_digits(), digits.draw_grid(digits.load_split(part), 5, 7)
-    assert set(grid.instances.flat) <= set(digits.load_split(part).instances)
-    for (row, column), instance in np.ndenumerate(grid.instances):
-        cell = grid.image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
-        np.testing.assert_array_equal(cell, np.rint(data.images[instance] * 255 / 16))
-        assert grid.labels[row, column] == data.target[instance]
-
-
-def test_a_grid_is_drawn_again_from_its_numbers_alone() -> None:
-    seen = digits.load_split("seen")
-    again, other = digits.draw_grid(seen, 5, 7), digits.draw_grid(seen, 5, 8)
-    np.testing.assert_array_equal(digits.draw_grid(seen, 5, 7).image, again.image)
-    assert not np.array_equal(other.image, again.image)
-
-
-def test_a_sample_is_what_the_processor_makes_of_image_and_question() -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_a_sample_is_what_the_processor_makes_of_image_and_question(task: str) -> None:
     from PIL import Image
 
-    grid = digits.draw_grid(digits.load_split("seen"), 5, 7)
-    processor = model.build_processor(model.row_config(rows.ROWS["local"]))
-    made = processor(
-        images=Image.fromarray(grid.image).convert("RGB"), text=training.question(grid, 1), return_tensors="pt"
-    )
-    sample = training.encode(grid, image_tokens=16)
-    prompt = sample["input_ids"][sample["labels"] == training.IGNORED]
+    found = find_task(task)
+    sample = found.draw(7, 5, "seen")
+    processor = model.build_processor(found, model.row_config(found, rows.ROWS["local"]))
+    made = processor(images=Image.fromarray(sample.image), text=model.question(sample, 1), return_tensors="pt")
+    encoded = training.encode(found, sample, image_tokens=16)
+    prompt = encoded["input_ids"][encoded["labels"] == training.IGNORED]
     torch.testing.assert_close(made["input_ids"][0], prompt)
-    torch.testing.assert_close(made["pixel_values"][0], sample["pixel_values"])
-    answer = sample["labels"][sample["labels"] != training.IGNORED]
-    assert processor.decode(answer, skip_special_tokens=True).split() == [str(d) for d in grid.labels[grid.row]]
+    torch.testing.assert_close(made["pixel_values"][0], encoded["pixel_values"])
+    answer = encoded["labels"][encoded["labels"] != training.IGNORED]
+    assert tuple(processor.decode(answer, skip_special_tokens=True).split()) == sample.answer
 
 
-@pytest.mark.parametrize("row", rows.ROWS)
+TRAINED = [name for name, row in rows.ROWS.items() if row.pruning is None]
+PRUNED = [name for name, row in rows.ROWS.items() if row.pruning is not None]
+
+
+@pytest.mark.parametrize("row", TRAINED)
 def test_each_row_of_the_tables_is_a_model_that_can_be_trained(row: str) -> None:
-    built = model.build_model(rows.ROWS[row], 0, None).train()
-    config = built.config
-    image_tokens = math.prod(config.token_grid)
-    assert image_tokens == (144 if row == "mlp" else (12 // config.vr_window[0]) ** 2)
-    batch = training.collate([training.encode(digits.draw_grid(digits.load_split("seen"), 0, 0), image_tokens)])
-    built(**batch).loss.backward()
+    built = model.build_model(DIGITS, rows.ROWS[row], 0, None).train()
+    image_tokens = math.prod(built.config.token_grid)
+    assert image_tokens == (144 if row == "mlp" else (12 // built.config.vr_window[0]) ** 2)
+    assert cost.image_tokens(DIGITS, rows.ROWS[row]) == [image_tokens] * 8
+    built(**batch_of(DIGITS, image_tokens)).loss.backward()
     for name, parameter in built.named_parameters():
         assert (parameter.grad is not None) == ("vision_tower" not in name), name
+    assert sum(cost.prefill_flops(DIGITS, rows.ROWS[row], built).values()) > 0
 
 
-def test_the_places_of_the_encoder_start_with_what_says_which_patches_share_a_digit() -> None:
-    places = encoder._places(64).view(12, 12, 64)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_rows_of_every_task_can_be_trained(task: str) -> None:
+    found = find_task(task)
+    for row in {line.row for line in rows.TABLES["effect"].lines}:
+        built = model.build_model(found, rows.ROWS[row], 0, None).train()
+        assert built(**batch_of(found, math.prod(built.config.token_grid))).loss.isfinite()
+
+
+@pytest.mark.parametrize("row", PRUNED)
+def test_a_pruned_model_has_as_many_tokens_in_each_layer_as_the_table_says(row: str) -> None:
+    unpruned = model.build_model(DIGITS, rows.ROWS[rows.BASE], 0, None).eval()
+    of_row = rows.ROWS[row]
+    pruned = pruning.prune(unpruned, of_row.pruning)
+    tokens = cost.image_tokens(DIGITS, of_row)
+    batch = batch_of(DIGITS, tokens[0])
+    batch.pop("labels")
+    with torch.no_grad():
+        cache = pruned(**batch).past_key_values
+    text = batch["input_ids"].shape[1] - tokens[0]
+    assert [cache.get_seq_length(layer) - text for layer in range(8)] == tokens
+    assert tokens[-1] in (16, 18)
+
+
+def test_what_is_pruned_is_the_same_function_as_the_trained_model() -> None:
+    unpruned = model.build_model(DIGITS, rows.ROWS[rows.BASE], 0, None).eval()
+    batch = batch_of(DIGITS, 144)
+    batch.pop("labels")
+    kept = pruning.prune(unpruned, rows.Pruning("fastv", {"layer": 2, "keep_ratio": 1.0}))
+    with torch.no_grad():
+        torch.testing.assert_close(kept(**batch).logits, unpruned(**batch).logits)
+
+
+@pytest.mark.parametrize("row", ["deepstack", "sva"])
+def test_the_blocks_of_another_method_stand_in_the_place_of_ours(row: str) -> None:
+    built = model.build_model(DIGITS, rows.ROWS[row], 0, None)
+    kinds = [type(m).__name__ for m in built.modules()]
+    assert "VisionRemember" not in kinds
+    if row == "deepstack":
+        assert [m.level for m in built.modules() if type(m).__name__ == "DeepStack"] == [0, 1, 2]
+    else:
+        assert kinds.count("SpatialVisionAggregator") == 2
+
+
+def test_the_places_of_an_encoder_start_with_what_says_which_patches_share_a_cell() -> None:
+    places = encoder.places(64, 6).view(12, 12, 64)
     assert int(torch.linalg.matrix_rank(places.view(144, 64))) == 12
-    torch.testing.assert_close(places[0, 1] - places[0, 0], places[7, 5] - places[7, 4])  # the place in the digit
-    of_digit = places[::2, ::2].flatten(0, 1)  # (36, 64), the same place in each digit
-    nearest = (of_digit[:, None] - of_digit).norm(dim=-1).fill_diagonal_(torch.inf).min()
+    torch.testing.assert_close(places[0, 1] - places[0, 0], places[7, 5] - places[7, 4])  # the place in the cell
+    of_cell = places[::2, ::2].flatten(0, 1)  # (36, 64), the same place in each cell
+    nearest = (of_cell[:, None] - of_cell).norm(dim=-1).fill_diagonal_(torch.inf).min()
     assert nearest > (places[0, 0] - places[0, 1]).norm()
+    assert int(torch.linalg.matrix_rank(encoder.places(64, 12))) == 22
 
 
-def test_the_encoder_is_trained_on_digits_that_are_each_varied_a_little() -> None:
-    digit = np.zeros((2, 100, 8, 8), dtype=np.uint8)
-    digit[..., 2:6, 2:6] = 200
-    varied = encoder._varied(digit, np.random.default_rng(0))
-    assert len(np.unique(varied.reshape(200, 64), axis=0)) == 200
-    np.testing.assert_allclose(varied.mean((0, 1)), digit[0, 0], atol=80)
-    np.testing.assert_allclose(varied.sum((-2, -1)), 16 * 200, rtol=0.45)
-
-
-def test_the_encoder_is_written_with_its_record(tower: Path) -> None:
+@pytest.mark.parametrize("task", ["charts", "text"])
+def test_an_encoder_is_written_with_its_record(task: str, tmp_path: Path) -> None:
     from transformers import SiglipVisionModel
 
-    record = records.read_record(tower / "record.json")
-    assert set(record["patch_accuracy"]) == {"seen", "unseen"}
-    loaded = SiglipVisionModel.from_pretrained(tower)
+    found = find_task(task)
+    prepare(tmp_path, task)
+    record = records.read_record(tmp_path / "record.json")
+    assert {part: set(of_part) for part, of_part in record["accuracy_by_label"].items()} == {
+        "seen": set(found.labels),
+        "unseen": set(found.labels),
+    }
+    loaded = SiglipVisionModel.from_pretrained(tmp_path)
     assert sum(parameter.numel() for parameter in loaded.parameters()) == record["parameters"]
+    assert (tmp_path / "model.safetensors").stat().st_size < 1_000_000
 
 
-def test_every_line_of_a_table_names_rows() -> None:
+def test_every_line_of_a_table_names_rows_and_every_table_belongs_to_a_task() -> None:
     lines = [line for table in rows.TABLES.values() for line in table.lines]
     assert {line.row for line in lines} == set(rows.ROWS)
     assert {line.over for line in lines} <= {None, *rows.ROWS}
+    assert {name for task in TASKS.values() for name in task.tables} == set(rows.TABLES)
+
+
+def test_what_is_pruned_is_trained_first() -> None:
+    order = rows.runs(("methods",))
+    assert order.index((rows.BASE, 1)) < order.index(("fastv", 1))
+    assert len(set(order)) == len(order)
 
 
 def test_the_control_rows_do_not_see_what_they_must_not() -> None:
@@ -148,19 +161,18 @@ def test_the_control_rows_do_not_see_what_they_must_not() -> None:
     level = torch.randn(1, 12, 12, 5, generator=torch.Generator().manual_seed(0))
     turned = level.unflatten(1, (4, 3)).flip(2).flatten(1, 2)  # each window upside down
     assert not torch.equal(level, turned)
-    torch.testing.assert_close(model._window_means(level), model._window_means(turned))
-    torch.testing.assert_close(model._window_means(level)[0, 4, 7], level[0, 3:6, 6:9].mean((0, 1)))
+    torch.testing.assert_close(blocks.window_means(level), blocks.window_means(turned))
+    torch.testing.assert_close(blocks.window_means(level)[0, 4, 7], level[0, 3:6, 6:9].mean((0, 1)))
 
 
 @pytest.mark.parametrize("row", ["control", "means"])
 def test_the_blocks_of_a_control_row_get_what_stands_in_place_of_the_features(row: str) -> None:
-    built = model.build_model(rows.ROWS[row], 0, None).eval()
+    built = model.build_model(DIGITS, rows.ROWS[row], 0, None).eval()
     got: list[Any] = []
     block = next(m for m in built.modules() if type(m).__name__ == "VisionRemember")
     block.register_forward_pre_hook(lambda _, arguments: got.append(arguments[2]))
-    batch = training.collate([training.encode(digits.draw_grid(digits.load_split("seen"), 0, 0), 16)])
     with torch.no_grad():
-        built(**batch)
+        built(**batch_of(DIGITS, 16))
     window = got[0][-1][0, :3, :3]
     assert torch.equal(window, window[:1, :1].expand_as(window))
     assert bool(window.any()) == (row == "means")
@@ -170,8 +182,10 @@ class Killed(BaseException):
     pass
 
 
-def test_a_run_that_is_killed_goes_on_to_the_same_weights(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole_record = run_row(work, name="whole")
+def test_a_run_that_is_killed_goes_on_to_the_same_weights(
+    work: Path, tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_record = run_row(work, tower, name="whole")
     on_step_end = training.LearningCurve.on_step_end
 
     def kill(self: Any, arguments: Any, state: Any, control: Any, **options: Any) -> None:
@@ -182,18 +196,18 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(work: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(training.LearningCurve, "on_step_end", kill)
         with pytest.raises(Killed):
-            run_row(work, name="killed")
+            run_row(work, tower, name="killed")
     folder = work / "killed" / "digits-local-0"
-    assert [path.name for path in training.checkpoints(folder)] == ["checkpoint-2"]
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"]
     (folder / ".staging" / "checkpoint-3").mkdir(parents=True)  # what a kill within a write leaves
-    record = run_row(work, name="killed")
+    record = run_row(work, tower, name="killed")
     whole, resumed = weights(work, "whole"), weights(work, "killed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert record["curve"] == whole_record["curve"]
 
 
 def test_a_run_that_is_killed_while_it_answers_is_not_trained_again(
-    work: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, tower: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill(*arguments: Any) -> float:
         raise Killed
@@ -201,23 +215,23 @@ def test_a_run_that_is_killed_while_it_answers_is_not_trained_again(
     with monkeypatch.context() as patch:
         patch.setattr(run, "generated_accuracy", kill)
         with pytest.raises(Killed):
-            run_row(work)
+            run_row(work, tower)
     trained: list[int] = []
-    monkeypatch.setattr(training.ResumableTrainer, "training_step", lambda *_, **__: trained.append(1))
-    assert [point["step"] for point in run_row(work)["curve"]] == [2, 4]
+    monkeypatch.setattr(training.RowTrainer, "training_step", lambda *_, **__: trained.append(1))
+    assert [point["step"] for point in run_row(work, tower)["curve"]] == [2, 4]
     assert not trained
 
 
-def test_a_run_does_not_go_on_under_other_settings(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_row(work)
+def test_a_run_does_not_go_on_under_other_settings(work: Path, tower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_row(work, tower)
     monkeypatch.setitem(rows.ROWS, "local", rows.ROWS["local"]._replace(features="zeros"))
     with pytest.raises(ValueError, match="holds a run with features features, not zeros; delete it"):
-        run_row(work)
+        run_row(work, tower)
 
 
-def test_training_changes_blocks_and_decoder_and_leaves_the_encoder(work: Path) -> None:
-    record = run_row(work)
-    before, after = model.build_model(rows.ROWS["local"], 0, work / "encoder").state_dict(), weights(work, "work")
+def test_training_changes_blocks_and_decoder_and_leaves_the_encoder(work: Path, tower: Path) -> None:
+    record = run_row(work, tower)
+    before, after = model.build_model(DIGITS, rows.ROWS["local"], 0, tower).state_dict(), weights(work, "work")
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert any("vision_remember" in name for name in changed)
     assert any("language_model" in name for name in changed)
@@ -226,18 +240,41 @@ def test_training_changes_blocks_and_decoder_and_leaves_the_encoder(work: Path) 
     assert records.read_record(records.record_path("digits", "local", 0, work / "records")) == record
 
 
-def test_rows_of_a_seed_see_the_same_grids_in_the_same_order(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_seed_see_the_same_samples_in_the_same_order(
+    work: Path, tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[tuple[int, int]] = []
+    draw = type(DIGITS).draw
 
-    def draw_grid(part: Any, seed: int, number: int) -> digits.Grid:
+    def noted(task: Any, number: int, seed: int, part: str) -> Sample:
         drawn.append((seed, number))
-        return digits.draw_grid(part, seed, number)
+        return draw(task, number, seed, part)
 
-    monkeypatch.setattr(training, "draw_grid", draw_grid)
+    monkeypatch.setattr(type(DIGITS), "draw", noted)
     for row in ("pool", "full"):
         drawn.clear()
-        run_row(work, row)
-        assert [number for seed, number in drawn if seed == 0] == list(range(8))
+        run_row(work, tower, row)
+        assert [number for seed, number in drawn if seed == 0][: RECIPE.steps * RECIPE.batch] == list(range(8))
+
+
+def test_a_trained_model_is_loaded_and_pruned(work: Path, tower: Path) -> None:
+    with pytest.raises(ValueError, match=r"fastv prunes the trained mlp of seed 0, and .*; train that first, with"):
+        run_row(work, tower, "fastv")
+    trained = run_row(work, tower, "mlp")
+    record = run_row(work, tower, "fastv")
+    assert record["curve"] == []
+    assert record["cost"]["prefill_flops"] < trained["cost"]["prefill_flops"]
+    assert record["pruning"]["method"] == "fastv"
+
+
+@pytest.mark.parametrize("row", ["deepstack", "control"])
+def test_a_trained_model_is_loaded_as_it_was(row: str, work: Path, tower: Path) -> None:
+    run_row(work, tower, row)
+    folder = work / "work" / f"digits-{row}-0" / "model"
+    loaded, saved = model.load_model(DIGITS, rows.ROWS[row], folder), weights(work, "work", row)
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], saved[name]) for name in saved)
+    assert set(cost.prefill_call("digits", row, str(folder), "cpu")) == {"prefill"}
 
 
 def test_what_no_run_can_be_is_refused_by_name(tmp_path: Path) -> None:
@@ -245,13 +282,17 @@ def test_what_no_run_can_be_is_refused_by_name(tmp_path: Path) -> None:
         run.run("digits", "near", 0, work=tmp_path)
     with pytest.raises(ValueError, match="seed is 2000"):
         run.run("digits", "local", 2000, work=tmp_path)
-    with pytest.raises(ValueError, match="task is 'chess'; it must be 'digits'"):
+    with pytest.raises(ValueError, match="task is 'chess'; it must be one of digits, charts"):
         run.run("chess", "local", 0, work=tmp_path)
 
 
+def flops_of(row: str) -> dict[str, int]:
+    return cost.prefill_flops(DIGITS, rows.ROWS[row], model.build_model(DIGITS, rows.ROWS[row], 0, None))
+
+
 def test_arithmetic_is_that_of_the_formulas() -> None:
-    flops = {row: cost.prefill_flops(model.build_model(rows.ROWS[row], 0, None)) for row in ("pool", "local", "global")}
-    d, inner, layers, length, vocabulary = 128, 256, 8, 19, len(model.WORDS)
+    flops = {row: flops_of(row) for row in ("pool", "local", "global")}
+    d, inner, layers, length, vocabulary = 128, 256, 8, 19, len(model.vocabulary(DIGITS))
     matrices = 2 * d * d + 2 * d * 64 + 3 * d * inner  # q and o, k and v of half the heads, gate, up and down
     assert flops["pool"]["language_model"] == layers * (2 * length * matrices + 4 * length**2 * d)
     assert flops["pool"]["lm_head"] == 2 * vocabulary * d
@@ -260,3 +301,22 @@ def test_arithmetic_is_that_of_the_formulas() -> None:
     assert flops["local"]["vision_remember"] == 2 * (2 * 16 * (2 * d * c + 4 * c * c) + 4 * 16 * 4 * 9 * c)
     assert flops["local"]["vision_tower"] == flops["pool"]["vision_tower"]
     assert flops["global"]["vision_remember"] > 3 * flops["local"]["vision_remember"]
+
+
+def test_arithmetic_of_projectors_and_other_blocks_counts_what_reads_every_feature() -> None:
+    flops = {row: flops_of(row) for row in ("ldpv2", "perceiver", "token-packer", "deepstack", "sva")}
+    n, p, c, d = 16, 144, 64, 128  # tokens, features, and the widths of encoder and decoder
+    assert flops["ldpv2"]["multi_modal_projector"] == 2 * (p * c * d + n * d * d + n * 9 * d)
+    attention = 2 * n * 2 * d * d + 2 * p * 2 * d * d + 4 * n * p * d  # q and the output, k and v, both products
+    assert flops["perceiver"]["multi_modal_projector"] == 2 * p * c * d + attention + 2 * n * d * d
+    of_features = 2 * (4 * c * c + c * c + c * c)  # an MLP of four levels and a projection, for keys and for values
+    of_tokens = 3 * c * c + c * d + d * d  # the query twice and the output, and the MLP
+    assert flops["token-packer"]["multi_modal_projector"] == 2 * (p * of_features + n * of_tokens) + 4 * n * 9 * c
+    assert flops["deepstack"]["vision_remember"] == 3 * 2 * n * ((9 * c) ** 2 + 9 * c * d)
+    projections = n * (2 * d * d + d * d + d * d + 2 * d * d) + p * 6 * c * d + c * d  # one row is the image's mean
+    assert flops["sva"]["vision_remember"] == 2 * (2 * projections + 4 * n * 9 * 3 * d)
+
+
+def test_the_wider_decoder_costs_what_the_blocks_cost() -> None:
+    full, wide = (sum(flops_of(row).values()) for row in ("full", "wide"))
+    assert wide == pytest.approx(full, rel=0.005)

@@ -11,22 +11,22 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from examples.reproduction import records, tables, training
-
-RECIPE = training.Recipe(steps=4, batch=2, warmup_steps=1, save_steps=2, curve_steps=2, curve_images=3)
+from examples.reproduction import estimates, records, tables
 
 
-def write_record(folder: Path, row: str, seed: int, unseen: float) -> None:
+def write_record(
+    folder: Path, row: str, seed: int, unseen: float, *, task: str = "digits", trained: bool = True
+) -> None:
     spent = {"processor_seconds": 3600.0, "wall_seconds": 7200.0}
     curve = [{"step": step, "seen": 0.5, "unseen": unseen - (step == 3) / 8} for step in (3, 4)]
     measured = {"trained_parameters": 10, "prefill_flops": 2_000_000, "weight_bytes": 10**6, "prefill_bytes": "unknown"}
     content: dict[str, Any] = {
-        "task": "digits", "row": row, "seed": seed, "command": f"run {row} {seed}", "test_images": 3,
-        "accuracy": {"seen": unseen + 0.1, "unseen": unseen}, "curve": curve, "recipe": {"steps": 4},
+        "task": task, "row": row, "seed": seed, "command": f"run {row} {seed}", "test_images": 3,
+        "accuracy": {"seen": unseen + 0.1, "unseen": unseen}, "curve": curve if trained else [], "recipe": {"steps": 4},
         "cost": measured | {"ttft": {"median_ms": 3.0}}, "device": "a processor", "date": "2000-01-01T00:00:00",
         "versions": {"torch": "2"},
     }  # fmt: skip
-    records.write_json(records.record_path("digits", row, seed, folder), content | spent)
+    records.write_json(records.record_path(task, row, seed, folder), content | spent)
 
 
 def write_insertion(folder: Path) -> None:
@@ -59,21 +59,67 @@ def test_a_record_that_is_missing_is_named(tmp_path: Path) -> None:
     assert [record["seed"] for record in partial["after-1"]] == [0, 1]
 
 
+def test_a_table_says_what_is_missing_and_makes_nothing_up(tmp_path: Path) -> None:
+    write_record(tmp_path / "records", "full", 0, 0.5)
+    write_record(tmp_path / "records", "full-2", 0, 0.75)
+    page = tables.write_tables(
+        "digits",
+        ["insertion", "ratio", "projectors"],
+        partial=True,
+        records_folder=tmp_path / "records",
+        folder=tmp_path,
+    ).read_text()
+    lines = {line.split(":")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
+    assert lines["after-1"] == "| after-1: after layer 1 | 0 | missing | missing" + " | –" * 10 + " |"
+    assert "| 0.750 | 0.850 | missing | pool-2 | +2.4 | missing | " in lines["full-2"]  # one seed has no interval
+    assert page.count("missing") > 40
+    assert "digits-tokens.png" in page
+    assert (tmp_path / "digits-tokens.png").read_bytes().startswith(b"\x89PNG")
+    assert "nan" not in page
+    assert "inf" not in page
+
+
+def test_a_table_says_which_rows_were_not_trained(tmp_path: Path) -> None:
+    for seed, row in enumerate(("full", "fastv")):
+        write_record(tmp_path / "records", row, seed, 0.5, trained=row != "fastv")
+    page = tables.write_tables(
+        "digits", ["methods"], partial=True, records_folder=tmp_path / "records", folder=tmp_path
+    ).read_text()
+    lines = [line for line in page.splitlines() if "fastv" in line or "run full" in line]
+    assert " | missing | full | -5.7 | missing | – | 48 | – | " in lines[0]  # of no seed are there both; 48 tokens
+    assert "| 4 | 1.00 | 2.00 |" in lines[1]
+    assert "| not trained | " in lines[2]
+
+
+def test_a_page_names_its_task_and_who_does_not_look(tmp_path: Path) -> None:
+    write_record(tmp_path / "records", "pool", 0, 0.5, task="photo")
+    page = tables.write_tables("photo", partial=True, records_folder=tmp_path / "records", folder=tmp_path).read_text()
+    assert "the share of photographs that are right" in page
+    assert "gets 0.100" in page
+    assert page.count("\n## ") == 3  # the task's one table, cost and runs
+
+
+def test_an_interval_is_that_of_student() -> None:
+    three = estimates.estimate([0.1, 0.2, 0.3])
+    assert str(three) == "0.200 ± 0.248"  # 4.303 deviations of a mean of three
+    assert str(estimates.estimate([0.1])) == "0.100"
+
+
 @pytest.mark.parametrize(
     ("gain", "paper", "words"),
     [
-        (tables.Estimate(0.1, 0.2), 0.3, "no"),
-        (tables.Estimate(0.1, math.inf), None, "no"),
-        (tables.Estimate(0.1, 0.05), 0.3, "yes, as the paper"),
-        (tables.Estimate(-0.1, 0.05), 0.3, "yes, against the paper"),
-        (tables.Estimate(-0.1, 0.05), 0.0, "yes, unlike the paper"),
-        (tables.Estimate(-0.1, 0.05), None, "yes"),
+        (estimates.Estimate(0.1, 0.2), 0.3, "no"),
+        (estimates.Estimate(0.1, math.inf), None, "no"),
+        (estimates.Estimate(0.1, 0.05), 0.3, "yes, as the paper"),
+        (estimates.Estimate(-0.1, 0.05), 0.3, "yes, against the paper"),
+        (estimates.Estimate(-0.1, 0.05), 0.0, "yes, unlike the paper"),
+        (estimates.Estimate(-0.1, 0.05), None, "yes"),
     ],
 )
 def test_a_gain_is_decided_where_its_interval_leaves_zero_out(
-    gain: tables.Estimate, paper: float | None, words: str
+    gain: estimates.Estimate, paper: float | None, words: str
 ) -> None:
-    assert tables.decided(gain, paper) == words
+    assert estimates.decided(gain, paper) == words
 
 
 def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -156,3 +156,35 @@ def test_a_saliency_function_of_another_shape_is_refused() -> None:
         pytest.raises(ValueError, match=r"saliency returned \(2, 10, 2, 8\); it must be \(2, 10\)"),
     ):
         model(pixels())
+
+
+def hooks_on(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_a_context_that_cannot_be_entered_leaves_no_hook() -> None:
+    model = tower("clip")
+    capture, before = capture_features(model, (2, 3), saliency="cls"), hooks_on(model)
+    del model.encoder.layers[2].self_attn.q_proj  # changed since the capture was made
+    with pytest.raises(AttributeError, match="q_proj"), capture:
+        pass
+    assert hooks_on(model) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"joint": True}, {"saliency": "cls"}], ids=str)
+def test_a_tower_compiled_before_says_so(options: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    model = tower("clip")
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(pixels())
+        with (
+            capture_features(model, (2, 3), **options) as captured,
+            pytest.raises(RuntimeError, match=r"hidden_states\[2\], hidden_states\[3\].* did not come by"),
+        ):
+            compiled(pixels())
+        with pytest.raises(RuntimeError, match="nothing is captured"):
+            _ = captured.features
+        with capture_features(model, (2, 3), **options) as captured:
+            model(pixels())
+        assert len(captured.features) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +14,11 @@ from python_tests.integrations._pruning_batches import (
     CASES,
     batch,
 )
-from vr_kernels import apply_pruning
+from vr_kernels import apply_pruning, apply_vision_remember, apply_visionzip, remove_pruning
 
-BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("fast", {}, ValueError, "method is 'fast'; it must be one of fastv, pyramiddrop, sparsevlm, random, vispruner"),
+    (["fastv"], {}, ValueError, "method is .'fastv'.; it must be one of fastv"),
     ("fastv", {"ratio": 0.5}, TypeError, "fastv has no option 'ratio'; it has layer, keep_ratio"),
     ("fastv", {"layer": 0}, ValueError, "fastv's layer has 0; it must be at least 1"),
     ("fastv", {"layer": LAYERS}, ValueError, f"in front of layer {LAYERS}, counted from 0; the decoder has {LAYERS}"),
@@ -34,7 +37,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("method", "options", "error", "message"), BAD, ids=lambda x: str(x)[:30])
 def test_what_no_model_can_do_is_refused(
-    method: str, options: dict[str, Any], error: type[Exception], message: str
+    method: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     host = language_model("qwen2")
     with pytest.raises(error, match=message):
@@ -67,6 +70,37 @@ def test_calls_that_cannot_be_pruned_are_refused() -> None:
             host(input_ids=torch.tensor([[4], [5]]), past_key_values=pruned)
     with pytest.raises(RuntimeError, match=r"call model\.eval\(\)"):
         host.train()(**inputs)
+
+
+@pytest.mark.parametrize("kind", ["llava", "alone"])
+def test_tokens_that_are_guessed_ahead_are_refused(kind: str) -> None:
+    host = llava("llava", "qwen2", "clip") if kind == "llava" else language_model("qwen2")
+    inputs = batch(1) if kind == "llava" else {"input_ids": torch.tensor([[4, 5, 4]])}
+    guessing: dict[str, Any] = {"prompt_lookup_num_tokens": 1, "max_new_tokens": 3}
+    expected = host.generate(**inputs, **guessing)
+    apply_pruning(host, "fastv", **CASES["fastv"])
+    with pytest.raises(ValueError, match="assistant_model or prompt_lookup_num_tokens guesses"):
+        host.generate(**inputs, **guessing)
+    assert torch.equal(remove_pruning(host).generate(**inputs, **guessing), expected)
+
+
+def test_blocks_that_would_miss_tokens_are_refused() -> None:
+    blocks: dict[str, Any] = {"layers": (1, 3), "levels": (1, 2), "num_heads": 4}
+    host = apply_vision_remember(llava("llava", "qwen2", "clip"), **blocks)
+    with pytest.raises(ValueError, match=r"fastv leaves 2 decoder layers with .* blocks at layers 1, 3"):
+        apply_pruning(host, "fastv", layer=2)
+    apply_pruning(host, "fastv", layer=3).generate(**batch(1), max_new_tokens=2)
+    host = apply_pruning(llava("llava", "qwen2", "clip"), "fastv", layer=2)
+    with pytest.raises(ValueError, match="apply_vision_remember: fastv leaves 2 decoder layers"):
+        apply_vision_remember(host, **blocks)
+    assert not hasattr(host.model.language_model.layers[0], "vision_remember")
+
+
+@pytest.mark.parametrize("replace", [apply_visionzip, functools.partial(apply_pruning, method="vispruner")])
+def test_encoders_that_blocks_read_are_not_replaced(replace: Callable[..., Any]) -> None:
+    host = apply_vision_remember(llava("llava", "qwen2", "clip"), layers=(1,), levels=(1, 2), num_heads=4)
+    with pytest.raises(ValueError, match="the model has VisionRemember blocks"):
+        replace(host)
 
 
 MASKS: list[tuple[Any, type[Exception], str]] = [

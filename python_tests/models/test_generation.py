@@ -112,6 +112,22 @@ def test_looking_tokens_up_in_the_prompt_gives_the_greedy_answer() -> None:
     assert torch.equal(new_tokens(model, inputs, prompt_lookup_num_tokens=2), new_tokens(model, inputs))
 
 
+def test_tokens_that_are_guessed_ahead_are_no_prompt() -> None:
+    model = tiny.model()
+    inputs = prompts(model, [1])
+    inputs["input_ids"][0, -1] = inputs["input_ids"][0, -3]  # what follows it there is guessed here
+    asked = GREEDY | {"return_dict_in_generate": True, "output_logits": True, "suppress_tokens": None}
+    guessing: dict[str, Any] = {"prompt_lookup_num_tokens": 1, "max_matching_ngram_size": 1}
+    expected, got = (model.generate(**inputs, **asked, **how).logits[0][:1] for how in ({}, guessing))
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_model_that_would_guess_for_another_is_refused() -> None:
+    model = tiny.model()
+    with pytest.raises(ValueError, match="the assistant_model of another"):
+        new_tokens(model, prompts(model, [0]), assistant_model=tiny.model(seed=1))
+
+
 def test_embeddings_in_place_of_ids_give_the_same_tokens() -> None:
     model = tiny.model()
     inputs = prompts(model, [0, 1])

@@ -182,3 +182,11 @@ def test_bad_sizes_are_refused_when_built(words: str, fault: dict[str, Any]) -> 
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the words follow
         DeformableCrossAttention(**({"query_dim": 12, "feature_dims": WIDTHS, "num_heads": 3} | fault))
     assert str(caught.value).startswith(f"DeformableCrossAttention: {words}")
+
+
+def test_it_starts_the_same_whatever_the_default_device() -> None:
+    expected = DeformableCrossAttention(12, WIDTHS, 3).sampling_offsets.bias
+    with torch.device("meta"):
+        module = DeformableCrossAttention(12, WIDTHS, 3, device="cpu")
+        assert DeformableCrossAttention(12, WIDTHS, 3).sampling_offsets.bias.is_meta
+    assert torch.equal(module.sampling_offsets.bias, expected)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vr_kernels import GlobalCrossAttention, LocalCrossAttention
+from vr_kernels import DeformableCrossAttention, GlobalCrossAttention, LocalCrossAttention, cls_saliency
 
 WIDTHS = (6, 10)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -150,3 +150,13 @@ def test_what_it_cannot_be_built_with_is_refused_under_its_own_name() -> None:
         GlobalCrossAttention(12, WIDTHS, 5)
     with pytest.raises(ValueError, match="GlobalCrossAttention: backend is 'cpu'; it must be None"):
         GlobalCrossAttention(12, WIDTHS, 3, backend="cpu")
+
+
+@pytest.mark.parametrize("kind", [LocalCrossAttention, GlobalCrossAttention, DeformableCrossAttention])
+def test_a_saliency_map_in_autocasts_dtype_may_stand_beside_a_float32_query(kind: type[nn.Module]) -> None:
+    query, features = torch.randn(1, 2, 2, 8), torch.randn(1, 4, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        saliency = cls_saliency(torch.randn(1, 2, 8), torch.randn(1, 16, 2, 8)).unflatten(1, (4, 4))
+        assert saliency.dtype == torch.bfloat16
+        out = kind(8, (4,), 2)(query, features, saliency=saliency)
+    assert out.shape == query.shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from python_tests.nn._vision_batch import GRID, TILES, Token, slots_of
-from vr_kernels import VisionTokenMap
+from vr_kernels import LocalCrossAttention, VisionTokenMap
 
 
 def windows_by_hand(tokens: list[Token], feature_grid: tuple[int, int]) -> list[list[int]]:
@@ -264,3 +264,23 @@ def test_slots_that_do_not_fit_are_refused(words: str, fault: dict[str, Any]) ->
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the words follow
         VisionTokenMap.from_slots(**({"grid": (2, 2), "feature_grid": (4, 4), "tiles": [2]} | fault))
     assert str(caught.value) == f"VisionTokenMap.from_slots: {words}"
+
+
+def test_a_map_made_in_inference_mode_leaves_the_next_one_trainable() -> None:
+    mask, attention = torch.ones(1, 4, dtype=torch.bool), LocalCrossAttention(8, (8,), num_heads=1)
+    grids = {"grid": (2, 2), "feature_grid": (11, 13)}  # of no other test: what is shared is made here
+    with torch.inference_mode():
+        VisionTokenMap.from_grid(mask, **grids)
+    index = VisionTokenMap.from_grid(mask, **grids).window_index
+    attention(torch.randn(4, 8), torch.randn(11 * 13, 8), window_index=index).sum().backward()
+    assert attention.key_weight.grad is not None
+
+
+def test_writing_to_a_maps_windows_changes_no_other_map() -> None:
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    first, second = (VisionTokenMap.from_grid(mask, grid=(2, 2), feature_grid=(4, 4)) for _ in range(2))
+    expected = second.window_index.clone()
+    first.window_index.fill_(-1)
+    assert torch.equal(second.window_index, expected)
+    third = VisionTokenMap.from_grid(mask, grid=(2, 2), feature_grid=(4, 4))
+    assert torch.equal(third.window_index, expected)

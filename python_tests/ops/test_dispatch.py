@@ -179,3 +179,19 @@ def test_a_number_of_another_type_is_another_signature() -> None:
     for count in (True, 1.0):
         with pytest.raises(TypeError, match=f"select_dominant_tokens: count is {count}; it must be an int"):
             vr_kernels.select_dominant_tokens(scores, count)  # type: ignore[arg-type]
+
+
+@over_operators
+def test_explain_sees_what_autocast_makes_of_a_call(subject: Subject) -> None:
+    """Dtypes that only autocast makes one, as in a module whose query comes from a Linear."""
+    call = subject.call()
+    others = {name: call[name] for name in subject.autocast & call.keys() if name != leading_argument(call)}
+    call |= map_tensors(others, lambda tensor: tensor.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen = vr_kernels.explain(subject.function, **call).chosen
+        assert_same(subject.run(None)(**call), subject.run(chosen)(**call))
+
+
+def test_explain_refuses_an_argument_that_the_call_does_not_take() -> None:
+    with pytest.raises(TypeError, match="windowindex"):
+        vr_kernels.explain(vr_kernels.local_attention, torch.ones(2, 1, 4), torch.ones(3, 1, 4), windowindex=None)

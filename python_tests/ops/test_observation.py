@@ -85,6 +85,12 @@ def test_a_backend_that_an_operator_does_not_have_is_named_with_those_it_has() -
     assert "backend is 'cudnn'; it must be None or one of cpu, triton, cuda, reference" in done.stderr
 
 
+@pytest.mark.parametrize("value", ["refrence", "local_atention=cpu"])
+def test_a_name_that_nothing_has_is_refused(value: str) -> None:
+    done = run(CALL, VR_KERNELS_BACKEND=value)
+    assert re.search(r"ValueError: VR_KERNELS_BACKEND (is|names) '(refrence|local_atention)'; the ", done.stderr)
+
+
 def test_right_calls_pass_the_check_and_leave_no_file(tmp_path: Path) -> None:
     program = CALL + "out = vr_kernels.local_attention(query.bfloat16(), key.bfloat16(), return_lse=True)"
     done = run(program, VR_KERNELS_CHECK=str(tmp_path))
@@ -129,6 +135,32 @@ def test_a_second_fault_does_not_write_over_the_first(tmp_path: Path) -> None:
         with pytest.raises(ReferenceMismatch):
             wrong(torch.randn(1, 2, 2, 1, 8), torch.randn(1, 4, 4, 1, 8))
     assert len(list(tmp_path.glob("*.pt"))) == 2
+
+
+@pytest.mark.parametrize("variable", ["VR_KERNELS_LOG", "VR_KERNELS_CHECK"])
+def test_a_program_under_autocast_is_observed_like_any_other(variable: str, tmp_path: Path) -> None:
+    program = """import torch, vr_kernels
+module = vr_kernels.LocalCrossAttention(32, (16, 16), 2)
+with torch.autocast("cpu", torch.bfloat16):  # the query is bfloat16 by then, the features are not
+    module(torch.randn(1, 2, 2, 32), [torch.randn(1, 4, 4, 16)] * 2)"""
+    done = run(program, **{variable: str(tmp_path / "found")})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_float64_and_the_luck_of_a_single_number_are_no_faults(tmp_path: Path) -> None:
+    program = """import torch, vr_kernels
+for seed in range(40):
+    torch.manual_seed(seed)
+    query, key = torch.randn(1, 1, 2, 1), torch.randn(1, 2, 2, 1)
+    vr_kernels.attention_importance(query, key)
+    vr_kernels.bidirectional_attention(key.double(), key.double(), key.double())"""
+    done = run(program, VR_KERNELS_CHECK=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_float64_computed_in_float32_is_a_fault() -> None:
+    exact = torch.randn(1000, dtype=torch.float64)
+    assert _fault(exact.float().double(), exact, exact) is not None
 
 
 def test_rounding_is_no_fault_and_infinities_must_agree() -> None:

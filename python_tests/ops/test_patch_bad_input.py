@@ -39,7 +39,7 @@ VALUES: Refusals = {
 TYPES: Refusals = {
     "features[1] is None; it must be a torch.Tensor": lambda c: {"features": [c["features"][0], None]},
     "features is None; it must be a torch.Tensor": lambda c: {"features": None},
-    "features is torch.int64; it must be float32": lambda c: {"features": [x.long() for x in c["features"]]},
+    "features[0] is torch.int64; it must be float32": lambda c: {"features": [x.long() for x in c["features"]]},
     "features[1] is torch.float64, features is torch.float32; they must share one dtype":
         lambda c: {"features": [c["features"][0], c["features"][1].double()]},
     "weight is torch.bfloat16, features is torch.float32; they must share one dtype":

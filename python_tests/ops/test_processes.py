@@ -6,9 +6,11 @@ import gc
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,16 @@ WITH_KERNELS = [subject for subject in SUBJECTS if "cpu" in backends_of(subject)
 ROOT = Path(__file__).parents[2]
 CALLS = 10_000
 ALLOWED = 1 << 20  # bytes that the resident set may grow by over them all, so that 105 bytes a call are seen
+
+# Sizes at which the kernels that would do smaller calls in one thread make several.
+STREAM = {"length": 97, "width": 1024}
+LARGER: dict[str, dict[str, Any]] = {
+    "text_guide_token": STREAM,
+    "gather_tokens": STREAM | {"tokens": 40, "norm": True, "guide": True},
+    "scatter_add_tokens": STREAM | {"tokens": 40},
+    "attention_importance": {"tokens": 577, "width": 64},
+    "patch_linear": {"patches": (16, 16), "widths": (64, 64)},
+}
 
 sanitized = pytest.mark.skipif(
     _native.unavailable() is None and _native.module().build_info()["sanitizer"],
@@ -87,8 +99,30 @@ def test_processes_made_after_use_compute_the_same(start: str) -> None:
     torch.testing.assert_close(there, here, rtol=1e-6, atol=1e-6)  # torch's GEMMs round otherwise with one thread
 
 
+def first_calls(names: list[str]) -> list[bool]:
+    """Of a process: whether four threads that all begin with the same operators get the same numbers."""
+    meeting = threading.Barrier(4)
+    jobs = [(s.run("cpu"), s.call()) for name in names for s in SUBJECTS if s.name == name]
+
+    def run(_: int) -> list[tuple[torch.Tensor, ...]]:
+        meeting.wait()
+        return [function(**call) for function, call in jobs]
+
+    with ThreadPoolExecutor(4) as threads:
+        first, *others = threads.map(run, range(4))
+    pairs = [(a, b) for other in others for x, y in zip(first, other, strict=True) for a, b in zip(x, y, strict=True)]
+    return [torch.equal(a, b) for a, b in pairs]
+
+
+def test_the_first_calls_of_a_process_may_come_from_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert all(pool.apply(first_calls, ([subject.name for subject in WITH_KERNELS],)))
+
+
 def test_all_operators_at_once_do_not_disturb_each_other() -> None:
     calls = [(subject.run("cpu"), subject.call(seed)) for subject in WITH_KERNELS for seed in range(4)]
+    calls += [(s.run("cpu"), s.call(**LARGER[s.name])) for s in WITH_KERNELS if s.name in LARGER]
     jobs = [(function, call, random_cotangents(function, call)) for function, call in calls]
     alone = [evaluate(*job) for job in jobs]
     with ThreadPoolExecutor(4) as threads:

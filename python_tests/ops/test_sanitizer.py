@@ -8,5 +8,6 @@ from vr_kernels.ops import _native
 
 
 def test_the_module_is_sanitized_where_the_sanitizer_is_loaded() -> None:
-    loaded = "libasan" in os.environ.get("LD_PRELOAD", "")
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    loaded = "libasan" in preloaded or "libtsan" in preloaded
     assert bool(_native.module().build_info()["sanitizer"]) == loaded

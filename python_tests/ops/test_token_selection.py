@@ -196,6 +196,17 @@ def test_a_batch_is_merged_as_its_sequences_are(merge: str) -> None:
             assert torch.equal(all_of[b : b + 1], of_one)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_under_vmap_kept_rows_are_not_looked_at() -> None:
+    hidden, metric, kept = drawn(3, 13, 4, 2, 0)
+
+    def merged(hidden: Tensor, metric: Tensor, kept: Tensor) -> Tensor:
+        return merge_contextual_tokens(hidden[None], metric[None], 4, kept=kept[None]).tokens[0]
+
+    expected = merge_contextual_tokens(hidden, metric, 4, kept=kept).tokens
+    assert torch.allclose(torch.vmap(merged)(hidden, metric, kept), expected)
+
+
 def test_an_empty_batch_has_no_tokens() -> None:
     merged = merge_contextual_tokens(torch.empty(0, 9, 4), torch.empty(0, 9, 2), 3)
     assert [part.shape for part in merged] == [(0, 3, 4), (0, 3), (0, 9)]

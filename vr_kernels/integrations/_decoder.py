@@ -16,6 +16,8 @@ Held by transformers 5.20 to 5.23, for Qwen2 and Llama and for LLaVA, LLaVA-NeXT
     model.language_model                   the decoder of a model that sees; its forward() hands on arguments it does
                                            not know
     config.image_token_id, video_token_id  which tokens stand for an image's and a video's features
+    model._get_candidate_generator         what generate() calls, with arguments by name, before it runs a prompt with
+                                           tokens that an assistant model or the prompt's own n-grams guess
     cache.get_seq_length(i)                how many tokens layer i holds; a DynamicCache may hold other numbers in other
                                            layers
 """

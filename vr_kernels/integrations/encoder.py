@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vr_kernels.integrations._capture_pass import Pass
 from vr_kernels.integrations._vision_tower import VisionTower, hidden_state
 from vr_kernels.ops import attention_received, cls_saliency
 
@@ -60,7 +61,8 @@ def capture_features(
         TypeError: vision_model is no module, or a level no int. ValueError: no tower or several in it; levels that do
             not exist or repeat; "cls" without a CLS row.
         RuntimeError: entered twice; read before a pass or after a release; a trained tower under reentrant gradient
-            checkpointing, which would cut the gradients (use_reentrant=False does not).
+            checkpointing, which would cut the gradients (use_reentrant=False does not); a tower that torch.compile
+            compiled outside of the context, whose hooks it then leaves out.
 
     >>> from transformers import CLIPVisionConfig, CLIPVisionModel
     >>> tower = CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4,
@@ -105,7 +107,7 @@ class FeatureCapture:
         self.saliency_level = self._level("saliency_level", saliency_level, least=1)
         self._joint = joint
         self._hooks: list[RemovableHandle] = []
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._captured: Captured | None = None
 
     def _level(self, name: str, level: int, *, least: int) -> int:
@@ -169,26 +171,34 @@ class FeatureCapture:
     def __enter__(self) -> FeatureCapture:
         if self._hooks:
             raise RuntimeError(f"{NAME}: this context is entered already; leave it first, or make another")
-        tower = self._tower
-        self._hooks = [
-            tower.module.register_forward_pre_hook(self._start),
-            tower.patch_embedding.register_forward_hook(self._on_patches),
-            tower.module.register_forward_hook(self._finish),
-        ]
-        for place, level in enumerate(self.levels):
-            self._hooks.append(self._hook_level(level, place))
-        if self._saliency is not None:
-            for name, projection in zip(("query", "key"), tower.projections(self.saliency_level), strict=True):
-                self._hooks.append(projection.register_forward_hook(self._on_projection(name)))
+        try:
+            self._add_hooks()
+        except BaseException:
+            self._remove_hooks()  # nobody leaves a context that was never entered
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._remove_hooks()
+        self._pass = None
+
+    def _add_hooks(self) -> None:
+        tower = self._tower
+        self._hooks.append(tower.module.register_forward_pre_hook(self._start))
+        self._hooks.append(tower.patch_embedding.register_forward_hook(self._on_patches))
+        self._hooks.append(tower.module.register_forward_hook(self._finish))
+        for place, level in enumerate(self.levels):
+            self._hooks.append(self._hook_level(level, place))
+        if self._saliency is not None:
+            for name, projection in zip(("query", "key"), tower.projections(self.saliency_level), strict=True):
+                self._hooks.append(projection.register_forward_hook(self._on_projection(name)))
+
+    def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._pass = None
 
     def _hook_level(self, level: int, place: int) -> RemovableHandle:
         def before(module: nn.Module, args: Any) -> None:
@@ -206,7 +216,7 @@ class FeatureCapture:
 
     def _start(self, module: nn.Module, args: Any) -> None:
         self.release_features()
-        self._pass = _Pass(len(self.levels), recording=torch.is_grad_enabled())
+        self._pass = Pass(len(self.levels), recording=torch.is_grad_enabled())
 
     def _on_patches(self, module: nn.Module, args: Any, patches: Tensor) -> None:
         if patches.dim() != 4:
@@ -220,6 +230,7 @@ class FeatureCapture:
         if self._pass is None:
             return
         self._refuse_cut_gradients()
+        self._pass.places.add(place)
         if self._joint:
             self._pass.write(place, self._patches(state))
         else:
@@ -237,17 +248,28 @@ class FeatureCapture:
         done, self._pass = self._pass, None
         if done is None:
             return
+        self._check_complete(done)
         joint = None if done.buffer is None else done.buffer.unflatten(1, done.grid)  # (B, H, W, D of all levels)
         states = tuple(state for state in done.states if state is not None)
         levels = [self._patches(state) for state in states] if done.buffer is None else done.levels()
         features = tuple(level.unflatten(1, done.grid) for level in levels)  # (B, H, W, D)
         self._captured = Captured(states, features, joint, self._saliency_of(done))
 
+    def _check_complete(self, done: Pass) -> None:
+        """torch.compile leaves out the hooks of a graph's modules that were not there when the graph was made."""
+        missing = done.missing(self.levels, saliency=self._saliency is not None)
+        if missing:
+            raise RuntimeError(
+                f"{NAME}: the tower ran, and {', '.join(missing)} did not come by: a hook did not run. A compiled "
+                "tower has the hooks of its first call alone: call the uncompiled one, or set "
+                "torch._dynamo.config.skip_nnmodule_hook_guards = False before that call"
+            )
+
     def _patches(self, state: Tensor) -> Tensor:
         """(B, N, D) -> (B, H*W, D), a view"""
         return state[:, 1:] if self._tower.has_cls else state
 
-    def _saliency_of(self, done: _Pass) -> Tensor | None:
+    def _saliency_of(self, done: Pass) -> Tensor | None:
         if self._saliency is None:
             return None
         # Only now: under checkpointing arithmetic on them inside the block would have to be recomputed with it.
@@ -267,26 +289,3 @@ class FeatureCapture:
                 f"{NAME}: the tower is trained under reentrant gradient checkpointing, which cuts the gradients of "
                 "what is captured; enable it with gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
-
-
-class _Pass:
-    """One forward pass of the tower, while it runs."""
-
-    def __init__(self, count: int, *, recording: bool) -> None:
-        self.recording = recording
-        self.grid = (0, 0)
-        self.states: list[Tensor | None] = [None] * count
-        self.buffer: Tensor | None = None
-        self.projected: dict[str, Tensor] = {}
-
-    def write(self, place: int, patches: Tensor) -> None:
-        """Level number ``place`` into its columns of the buffer; the state itself may go."""
-        batch, rows, width = patches.shape
-        if self.buffer is None:
-            self.buffer = patches.new_empty(batch, rows, len(self.states) * width)
-        self.buffer[..., place * width : (place + 1) * width] = patches
-
-    def levels(self) -> list[Tensor]:
-        """The buffer's columns, level by level."""
-        assert self.buffer is not None
-        return list(self.buffer.chunk(len(self.states), -1))

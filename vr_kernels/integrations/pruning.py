@@ -10,9 +10,10 @@ from torch import nn
 
 from vr_kernels.integrations._decoder import Decoder
 from vr_kernels.integrations.pruning_hooks import PruningHooks
-from vr_kernels.integrations.pruning_rules import FastV, PyramidDrop, RandomRows, Rule, SparseVLM
+from vr_kernels.integrations.pruning_rules import FastV, PyramidDrop, RandomRows, Rule, SparseVLM, check_blocks
 from vr_kernels.integrations.visionzip_models import replace_encoders, restore_encoders
 from vr_kernels.integrations.vispruner import VisPrunerBudget
+from vr_kernels.nn import VisionRemember
 
 __all__ = ["apply_pruning", "remove_pruning"]
 
@@ -68,9 +69,10 @@ def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) 
         ``input_ids``, in calls and in ``generate()``; a model that sees finds its own.
 
     Raises:
-        ValueError: an unknown method, another type of model, layers that the decoder does not have, options that no
-            image can meet; when called, a prompt that does not come in one piece, a mask that does not fit, or a cache
-            of fixed length (``cache_implementation="static"``).
+        ValueError: an unknown method, another type of model, layers that the decoder does not have, ``VisionRemember``
+            blocks that would miss tokens, options that no image can meet; when called, a prompt that does not come in
+            one piece, a mask that does not fit, a cache of fixed length (``cache_implementation="static"``), or tokens
+            that are guessed ahead (``assistant_model``, ``prompt_lookup_num_tokens``).
         TypeError: an option that the method does not have, or of another type than it may be; a processor for a method
             that drops tokens inside the decoder, or another model's.
         RuntimeError: when called, a model in training mode: the last token would be the answer's.
@@ -93,7 +95,7 @@ def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) 
         inner = replace_encoders("apply_pruning", model, processor, budget)
         setattr(inner, STATE, EncoderPruning(inner))
         return model
-    if method not in RULES:
+    if not isinstance(method, str) or method not in RULES:
         known = (*RULES, VisPrunerBudget.name)
         raise ValueError(f"apply_pruning: method is {method!r}; it must be one of {', '.join(known)}")
     if processor is not None:
@@ -106,6 +108,8 @@ def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) 
             f"apply_pruning: {method} drops tokens in front of layer {last}, counted from 0; the decoder has "
             f"{len(decoder.layers)} layers"
         )
+    blocks = [number for number, layer in enumerate(decoder.layers, start=1) if _has_block(layer)]
+    check_blocks("apply_pruning", rule, blocks)
     remove_pruning(model)
     setattr(decoder.module, STATE, PruningHooks(decoder, rule, model))
     return model
@@ -131,6 +135,10 @@ def remove_pruning(model: M, processor: Any = None) -> M:
             pruning.remove(processor)
             delattr(module, STATE)
     return model
+
+
+def _has_block(layer: nn.Module) -> bool:
+    return any(isinstance(module, VisionRemember) for module in layer.modules())
 
 
 def _options(method: str, rule: Callable[..., object], options: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -31,17 +31,23 @@ class PruningHooks:
             # In front of other hooks on a layer, which so see what the layer sees.
             before = functools.partial(self._before_layer, number)
             self._hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
-        self._generating: Any = None
+        # The innermost: around it there may be PEFT's.
+        generating: list[Any] = [
+            module for module in model.modules() if hasattr(type(module), "prepare_inputs_for_generation")
+        ]
+        self._generating = generating[-1] if generating else None
+        if self._generating is not None:
+            self._generating._get_candidate_generator = _refuse_guesses
         if decoder.holder is not None:
             self._hooks.append(decoder.holder.register_forward_pre_hook(self._before_holder, with_kwargs=True))
-        else:
-            self._generating = _accept_mask(model)
+        elif self._generating is not None:
+            _accept_mask(self._generating)
 
     def remove(self, processor: Any) -> None:
         for hook in self._hooks:
             hook.remove()
-        if self._generating is not None:
-            vars(self._generating).pop("prepare_inputs_for_generation", None)
+        for name in ("prepare_inputs_for_generation", "_get_candidate_generator"):
+            vars(self._generating or self).pop(name, None)
 
     def _before_holder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         vision = self._decoder.vision_tokens(named_arguments(module, args, kwargs))
@@ -132,13 +138,9 @@ def _checked(name: str, vision: Tensor | None, batch: int, length: int) -> Tenso
     return F.pad(vision, (0, length - vision.shape[1]))
 
 
-def _accept_mask(model: nn.Module) -> Any:
+def _accept_mask(model: Any) -> None:
     """Let generate() take vision_mask, which it would refuse as unknown, and hand it on with the prompt."""
-    holders = [module for module in model.modules() if "prepare_inputs_for_generation" in dir(type(module))]
-    if not holders:
-        return None
-    inner: Any = holders[-1]
-    original = type(inner).prepare_inputs_for_generation
+    original = type(model).prepare_inputs_for_generation
 
     # generate() reads the names of the arguments, of which the last must be "kwargs".
     def prepare(self: Any, input_ids: Tensor, vision_mask: Tensor | None = None, **kwargs: Any) -> Any:
@@ -147,5 +149,12 @@ def _accept_mask(model: nn.Module) -> Any:
             inputs[MASK] = vision_mask
         return inputs
 
-    inner.prepare_inputs_for_generation = MethodType(prepare, inner)
-    return inner
+    model.prepare_inputs_for_generation = MethodType(prepare, model)
+
+
+def _refuse_guesses(**kwargs: Any) -> NoReturn:
+    """In the place of what generate() makes its candidates with."""
+    raise ValueError(
+        "apply_pruning: assistant_model or prompt_lookup_num_tokens guesses tokens, which come together with the "
+        "prompt, whose last token says what is dropped; leave it out, or remove_pruning(model) first"
+    )

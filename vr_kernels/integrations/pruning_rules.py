@@ -20,7 +20,7 @@ from vr_kernels.compression.pruning import (
     text_raters,
 )
 
-__all__ = ["FastV", "PyramidDrop", "RandomRows", "Rule", "SparseVLM", "Stage"]
+__all__ = ["FastV", "PyramidDrop", "RandomRows", "Rule", "SparseVLM", "Stage", "check_blocks"]
 
 
 class Stage(NamedTuple):
@@ -186,6 +186,17 @@ class RandomRows(Rule):
 
     def keep(self, stage: int, rows: Rows, attention: Attention) -> tuple[Tensor, None]:
         return random_rows(rows.vision, self.keep_ratio, seed=self.seed), None
+
+
+def check_blocks(operation: str, rule: Rule, numbers: Sequence[int]) -> None:
+    """Refuse ``VisionRemember`` blocks at decoder layers, counted from 1, that would miss vision tokens."""
+    first = min(stage.dropped for stage in rule.stages)
+    if any(number > first for number in numbers):
+        raise ValueError(
+            f"{operation}: {rule.name} leaves {first} decoder layers with all vision tokens, and blocks at layers "
+            f"{', '.join(map(str, sorted(numbers)))}, counted from 1, read all; drop tokens behind the last block, or "
+            "do without one of the two"
+        )
 
 
 def check_sequence(rule: str, name: str, values: object) -> None:

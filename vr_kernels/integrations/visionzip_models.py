@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.compression import ZippedTokens, pack_anyres
+from vr_kernels.integrations._holder import find_holder
 from vr_kernels.integrations.visionzip import VisionZip
 from vr_kernels.integrations.visionzip_processors import remove_token_counts, set_token_counts
+from vr_kernels.nn import VisionRemember
 
 __all__ = ["apply_visionzip", "remove_visionzip", "train_projector_only"]
 
@@ -201,6 +203,11 @@ FAMILIES = {
 def replace_encoders(operation: str, model: nn.Module, processor: Any, budget: Budget) -> Any:
     """Let a model of a known type see a budget's tokens, and its processor count them; the part that was changed."""
     inner = _find(operation, model)
+    if any(isinstance(module, VisionRemember) for module in inner.modules()):
+        raise ValueError(
+            f"{operation}: the model has VisionRemember blocks, which must know what each token is made of; "
+            "remove_vision_remember(model) first"
+        )
     family = FAMILIES[inner.config.model_type]
     level = inner.config.vision_feature_layer
     if not isinstance(level, int):
@@ -253,12 +260,4 @@ def _encoder(inner: Any, name: str, encode: Encode, budget: Budget) -> MethodTyp
 
 def _find(operation: str, model: nn.Module) -> Any:
     """The part of a model that holds towers, projector and language model, of a type that is known."""
-    holders = [module for module in model.modules() if "multi_modal_projector" in module._modules]
-    types = [getattr(getattr(module, "config", None), "model_type", None) for module in holders]
-    if len(holders) != 1 or types[0] not in FAMILIES:
-        kind = f"of type {types[0]!r}" if types and types[0] is not None else "of no known type"
-        raise ValueError(
-            f"{operation}: model is a {type(model).__name__} {kind}; it must be or hold one of the types "
-            f"{', '.join(FAMILIES)}"
-        )
-    return holders[0]
+    return find_holder(operation, model, "multi_modal_projector", FAMILIES)

@@ -112,8 +112,12 @@ def open_image(path: Path) -> Any:
     """
     from PIL import Image
 
-    if not path.is_file():
-        raise ValueError(f"image {path}: there is no such file")
+    try:
+        missing = not path.is_file()
+    except OSError as reason:  # a name that no file can have
+        raise ValueError(f"image {path} cannot be looked for: {reason.strerror}") from None
+    if missing:
+        raise ValueError(f"image {path} is missing")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

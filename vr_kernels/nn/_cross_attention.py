@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vr_kernels.nn._sizes import check_positive, head_width, levels_of
 from vr_kernels.ops._arguments import Arguments, remember, signatures
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 
 
 class CrossAttention(nn.Module):
@@ -30,19 +32,10 @@ class CrossAttention(nn.Module):
         name = type(self).__name__
         dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
         out_dim = query_dim if out_dim is None else out_dim
-        for size_name, size in (("query_dim", query_dim), ("num_heads", num_heads), ("out_dim", out_dim)):
-            if size < 1:
-                raise ValueError(f"{name}: {size_name} is {size}; it must be at least 1")
+        check_positive(name, query_dim=query_dim, num_heads=num_heads, out_dim=out_dim)
         if not dims or min(dims) < 1:
             raise ValueError(f"{name}: feature_dims is {dims}; it must hold one positive width a level")
-        if head_dim is None and query_dim % num_heads != 0:
-            raise ValueError(
-                f"{name}: num_heads is {num_heads}, query_dim is {query_dim}; "
-                "give head_dim, or a num_heads that divides query_dim"
-            )
-        head_dim = query_dim // num_heads if head_dim is None else head_dim
-        if head_dim < 1:
-            raise ValueError(f"{name}: head_dim is {head_dim}; it must be at least 1")
+        head_dim = head_width(name, "query_dim", query_dim, num_heads, head_dim)
         if feature_norm not in ("none", "all", "level"):
             raise ValueError(f'{name}: feature_norm is {feature_norm!r}; it must be "none", "all" or "level"')
         if saliency_on not in ("value", "feature"):
@@ -53,14 +46,7 @@ class CrossAttention(nn.Module):
 
     def _levels(self, features: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """One tensor a level, of the widths that the module was built for."""
-        levels = [features] if isinstance(features, Tensor) else list(features)
-        widths = tuple(level.shape[-1] for level in levels)
-        if widths != self.feature_dims:
-            raise ValueError(
-                f"{type(self).__name__}: features have widths {widths}, feature_dims is {self.feature_dims}; "
-                "give one tensor a level, in that order"
-            )
-        return levels
+        return levels_of(type(self).__name__, features, self.feature_dims)
 
     def _tiles(
         self,
@@ -79,7 +65,8 @@ class CrossAttention(nn.Module):
                 "windows does not tell; give the grid form, query (B, n_h, n_w, D_q) and features (B, H, W, D_l), "
                 "with what you like in the cells that hold no token"
             )
-        given = signatures(query, saliency, *levels)
+        # Under autocast a saliency map may come in its dtype, from cls_saliency, and the query not.
+        given = signatures(*cast_for_autocast(query, cast=stand_in), saliency, *levels)
         _check_tiles(type(self).__name__, self.query_dim, given, one_grid or saliency is not None)
         return levels
 

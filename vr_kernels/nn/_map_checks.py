@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.nn._token_tables import check_sizes, windows_of_grid
-from vr_kernels.ops._arguments import Arguments, check_index_values, signatures
+from vr_kernels.ops._arguments import Arguments, check_index_values, refuse_outside, signatures
 
 if TYPE_CHECKING:
     from vr_kernels.nn.vision_token_map import VisionTokenMap
@@ -103,12 +103,8 @@ def _check_grid(tables: VisionTokenMap) -> None:
 def _check_rows(tables: VisionTokenMap, name: str, table: Tensor) -> None:
     """Each row of the table (I, N) is one of its image's sample, or padding."""
     batch, length = tables.sequence_shape
-    outside = (table < -1) | (table >= batch * length)
-    if outside.any():
-        i, n = outside.nonzero()[0].tolist()
-        raise ARGUMENTS.error(
-            f"{name}[{i}, {n}] is {int(table[i, n])}; it must be -1 (padding) or a row b*T + t in [0, {batch * length})"
-        )
+    allowed = f"-1 (padding) or a row b*T + t in [0, {batch * length})"
+    refuse_outside(ARGUMENTS.operator, name, table, -1, batch * length, allowed)
     elsewhere = (table >= 0) & (table // length != tables.image_sample[:, None])
     if elsewhere.any():
         i, n = elsewhere.nonzero()[0].tolist()

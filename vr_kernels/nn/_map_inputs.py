@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from vr_kernels.nn._sizes import levels_of
 from vr_kernels.nn.vision_token_map import VisionTokenMap
 
 
@@ -51,13 +52,7 @@ def checked_levels(
                 "a level (None is for a batch without an image)"
             )
         return [like.new_zeros(vision_map.feature_rows, width) for width in feature_dims]
-    levels = [features] if isinstance(features, Tensor) else list(features)
-    widths = tuple(level.shape[-1] for level in levels)
-    if widths != feature_dims:
-        raise ValueError(
-            f"{operation}: features have widths {widths}, feature_dims is {feature_dims}; give one tensor a level, in "
-            "that order"
-        )
+    levels = levels_of(operation, features, feature_dims)
     for i, level in enumerate(levels):
         check_leading_shape(operation, f"features[{i}]", vision_map, tuple(level.shape[:-1]))
     return levels

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from vr_kernels.nn._sizes import check_positive
 from vr_kernels.ops import patch_linear
 
 
@@ -35,10 +36,7 @@ class PatchLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = (("in_channels", in_channels), ("out_channels", out_channels), ("kernel_size", kernel_size))
-        for name, size in sizes:
-            if size < 1:
-                raise ValueError(f"PatchLinear: {name} is {size}; it must be at least 1")
+        check_positive("PatchLinear", in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.activation, self.backend = activation, backend
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels * kernel_size**2, device=device, dtype=dtype))

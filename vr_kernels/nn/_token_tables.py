@@ -56,10 +56,15 @@ def tables_of_cells(
     }
 
 
-@functools.lru_cache(maxsize=16)
 def windows_of_grid(feature_grid: tuple[int, int], grid: tuple[int, int], tiles: int) -> Tensor:
-    """``window_index_from_grid`` on the CPU: a model's prompts have few kinds of images. Shared, so never written."""
-    return window_index_from_grid(*feature_grid, *grid, batch=tiles)
+    """``window_index_from_grid`` on the CPU, the caller's own: a model's prompts have few kinds of images."""
+    return _shared_windows(feature_grid, grid, tiles).clone()
+
+
+@functools.lru_cache(maxsize=16)
+def _shared_windows(feature_grid: tuple[int, int], grid: tuple[int, int], tiles: int) -> Tensor:
+    with torch.inference_mode(False):  # whoever asks next may train, and autograd saves no inference tensor
+        return window_index_from_grid(*feature_grid, *grid, batch=tiles, device="cpu")
 
 
 def describe(value: object) -> str:

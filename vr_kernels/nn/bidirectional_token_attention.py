@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vr_kernels.nn._rotary import rotate
+from vr_kernels.nn._sizes import check_positive, head_width
 from vr_kernels.ops import bidirectional_attention, gather_tokens, scatter_add_tokens
 from vr_kernels.ops._arguments import Arguments, is_readable, signatures
 from vr_kernels.ops._tokens import read_rows
@@ -66,17 +67,8 @@ class BidirectionalTokenAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("hidden_size", hidden_size), ("num_heads", num_heads)):
-            if size < 1:
-                raise ValueError(f"BidirectionalTokenAttention: {name} is {size}; it must be at least 1")
-        if head_dim is None and hidden_size % num_heads != 0:
-            raise ValueError(
-                f"BidirectionalTokenAttention: num_heads is {num_heads}, hidden_size is {hidden_size}; "
-                "give head_dim, or a num_heads that divides hidden_size"
-            )
-        head_dim = hidden_size // num_heads if head_dim is None else head_dim
-        if head_dim < 1:
-            raise ValueError(f"BidirectionalTokenAttention: head_dim is {head_dim}; it must be at least 1")
+        check_positive("BidirectionalTokenAttention", hidden_size=hidden_size, num_heads=num_heads)
+        head_dim = head_width("BidirectionalTokenAttention", "hidden_size", hidden_size, num_heads, head_dim)
         if guide not in ("max", "mean", None):
             raise ValueError(f'BidirectionalTokenAttention: guide is {guide!r}; it must be "max", "mean" or None')
         if norm not in ("rms", "layer", None):
@@ -140,6 +132,8 @@ class BidirectionalTokenAttention(nn.Module):
             position_ids: (B, T), or (1, T) for every sample, int32 or int64: the positions that rope_theta turns to;
                 None: the slot's own number t, which differs from a left-padded model's position by the padding, and so
                 in nothing but the distance to the guide.
+            complete: whether the caller knows that no row is padding and no sample without text: then no mask of keys
+                is made. On the CPU it is checked.
 
         Returns:
             (B, T, D) in the dtype of hidden_states.

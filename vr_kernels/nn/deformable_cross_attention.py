@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.nn._cross_attention import CrossAttention
+from vr_kernels.nn._sizes import check_positive
 from vr_kernels.ops import deformable_attention
 
 
@@ -72,8 +73,7 @@ class DeformableCrossAttention(CrossAttention):
                 'DeformableCrossAttention: feature_norm is "all", and the levels are not concatenated here; '
                 'it must be "none" or "level"'
             )
-        if num_points < 1:
-            raise ValueError(f"DeformableCrossAttention: num_points is {num_points}; it must be at least 1")
+        check_positive("DeformableCrossAttention", num_points=num_points)
         self.num_points = num_points
         inner, samples = self.num_heads * self.head_dim, self.num_heads * len(self.feature_dims) * num_points
 
@@ -98,10 +98,11 @@ class DeformableCrossAttention(CrossAttention):
         away on a square, in every level; all weights equal. Xavier-uniform projections, zero biases, identity norms."""
         for sampled in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(sampled.weight)
-        angle = torch.arange(self.num_heads, dtype=torch.float64) * (2 * math.pi / self.num_heads)
+        # On the CPU whatever torch's default device is, which may be one that holds no numbers.
+        angle = torch.arange(self.num_heads, dtype=torch.float64, device="cpu") * (2 * math.pi / self.num_heads)
         direction = torch.stack((angle.cos(), angle.sin()), -1)  # (h, 2): x, y
         direction = direction / direction.abs().amax(-1, keepdim=True)
-        distance = torch.arange(1, self.num_points + 1, dtype=torch.float64)
+        distance = torch.arange(1, self.num_points + 1, dtype=torch.float64, device="cpu")
         offsets = direction[:, None, None] * distance[:, None]  # (h, 1, P, 2)
         offsets = offsets.expand(-1, len(self.feature_dims), -1, -1)
         self.sampling_offsets.bias.copy_(offsets.flatten())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.nn._patch_linear import PatchLinear, load_layers
+from vr_kernels.nn._sizes import check_positive, levels_of
 
 VARIANTS = ("paper", "code")
 
@@ -72,7 +73,7 @@ class MultiBlockTokenFusion(nn.Module):
             raise ValueError(f"MultiBlockTokenFusion: level_dims is {dims}; it must hold one positive width a level")
         hidden_dim = 4 * dims[0] if hidden_dim is None else hidden_dim
         out_dim = dims[0] if out_dim is None else out_dim
-        _check_sizes("MultiBlockTokenFusion", hidden_dim=hidden_dim, out_dim=out_dim)
+        check_positive("MultiBlockTokenFusion", hidden_dim=hidden_dim, out_dim=out_dim)
         self.level_dims, self.out_dim, self.variant = dims, out_dim, variant
         last = "gelu" if variant == "paper" else None
         self.conv1 = PatchLinear(sum(dims), hidden_dim, activation="gelu", backend=backend, device=device, dtype=dtype)
@@ -80,13 +81,8 @@ class MultiBlockTokenFusion(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """L levels (B, H, W, D_l), widths as ``level_dims``, any strides -> (B, H, W, out_dim)."""
-        widths = tuple(level.shape[-1] for level in features)
-        if widths != self.level_dims:
-            raise ValueError(
-                f"MultiBlockTokenFusion: features have widths {widths}, level_dims is {self.level_dims}; "
-                "give one tensor a level, in that order"
-            )
-        return self.conv2(self.conv1(features))  # type: ignore[no-any-return]
+        levels = levels_of("MultiBlockTokenFusion", features, self.level_dims, "level_dims")
+        return self.conv2(self.conv1(levels))  # type: ignore[no-any-return]
 
     def load_layers_(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> MultiBlockTokenFusion:
         """Take the weights of two 1x1 ``nn.Conv2d`` or two ``nn.Linear`` under ``prefix``, in order, by any names.
@@ -137,10 +133,10 @@ class SpatialTokenFusion(nn.Module):
     ) -> None:
         super().__init__()
         _check_variant("SpatialTokenFusion", variant)
-        _check_sizes("SpatialTokenFusion", in_dim=in_dim, out_dim=out_dim, kernel_size=kernel_size, tokens=tokens)
+        check_positive("SpatialTokenFusion", in_dim=in_dim, out_dim=out_dim, kernel_size=kernel_size, tokens=tokens)
         fused = kernel_size**2 * in_dim
         hidden_dim = 4 * fused if hidden_dim is None else hidden_dim
-        _check_sizes("SpatialTokenFusion", hidden_dim=hidden_dim)
+        check_positive("SpatialTokenFusion", hidden_dim=hidden_dim)
         first = fused if variant == "paper" else hidden_dim
         if first % tokens != 0:
             raise ValueError(
@@ -197,7 +193,7 @@ class TokenAvgPool(nn.Module):
 
     def __init__(self, kernel_size: int = 2) -> None:
         super().__init__()
-        _check_sizes("TokenAvgPool", kernel_size=kernel_size)
+        check_positive("TokenAvgPool", kernel_size=kernel_size)
         self.kernel_size = kernel_size
 
     def forward(self, features: Tensor) -> Tensor:
@@ -220,7 +216,7 @@ class TokenConcat(nn.Module):
 
     def __init__(self, kernel_size: int = 2) -> None:
         super().__init__()
-        _check_sizes("TokenConcat", kernel_size=kernel_size)
+        check_positive("TokenConcat", kernel_size=kernel_size)
         self.kernel_size = kernel_size
 
     def forward(self, features: Tensor) -> Tensor:
@@ -245,9 +241,3 @@ def _windows(operation: str, features: Tensor, k: int) -> Tensor:
 def _check_variant(operation: str, variant: str) -> None:
     if variant not in VARIANTS:
         raise ValueError(f'{operation}: variant is {variant!r}; it must be "paper" or "code"')
-
-
-def _check_sizes(operation: str, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{operation}: {name} is {size}; it must be at least 1")

@@ -112,11 +112,13 @@ class VisionRemember(nn.Module):
         if text_mask is not None and (self.bidirectional is None or config.text_guide == "none"):
             raise ValueError(
                 f"VisionRemember: text_mask is given, config.text_guide is {config.text_guide!r} and config.layers "
-                f"{config.layers}; only a guide of 'max' in a bidirectional layer reads it"
+                f"{config.layers}; only the guide of a bidirectional layer, 'max' or 'mean', reads it"
             )
         if self.cross_attention is None and (features is not None or saliency is not None):
+            given = "saliency is" if features is None else "features are"
             raise ValueError(
-                f"VisionRemember: features are given, and config.layers is {config.layers}; none reads them"
+                f"VisionRemember: {given} given, and config.layers is {config.layers}; a cross-attention alone reads "
+                "either"
             )
         if position_ids is not None and config.bidirectional_rope_theta is None:
             raise ValueError(

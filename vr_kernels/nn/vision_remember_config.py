@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -194,6 +194,8 @@ class VisionRememberConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VisionRememberConfig:
         """The inverse of ``to_dict``; a missing field has its default."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"VisionRememberConfig: values is {values!r}; it must be a mapping of fields")
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in names:
@@ -207,7 +209,12 @@ class VisionRememberConfig:
 
     @classmethod
     def from_json(cls, text: str) -> VisionRememberConfig:
-        return cls.from_dict(json.loads(text))
+        """The inverse of ``to_json``. Raises ValueError for what is no JSON, and as ``from_dict``."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as reason:
+            raise ValueError(f"VisionRememberConfig: the text is not JSON: {reason}") from None
+        return cls.from_dict(values)
 
 
 def _positive(value: object) -> bool:
@@ -215,4 +222,5 @@ def _positive(value: object) -> bool:
 
 
 def _positive_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    # Compared, since math.isfinite fails at an integer that no float can hold.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

@@ -7,6 +7,7 @@ they run the same way on fake tensors.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -28,10 +29,13 @@ class Signature(NamedTuple):
 
 
 def signatures(*values: Any) -> tuple[Any, ...]:
-    """What the checks need to know of each argument: a tensor's signature, None, or the type of anything else."""
+    """What the checks need to know of each argument: a dense tensor's signature, another's layout, None, or the type of
+    anything else."""
     return tuple(
         [
             (value.shape, value.dtype, value.device)
+            if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+            else value.layout
             if isinstance(value, Tensor)
             else None
             if value is None
@@ -78,6 +82,9 @@ class Arguments:
         return ValueError(f"{self.operator}: {message}")
 
     def tensor(self, name: str, value: Any) -> Signature:
+        if isinstance(value, torch.layout):
+            kind = "a nested" if value == torch.strided else f"a {value}"
+            raise TypeError(f"{self.operator}: {name} is {kind} tensor; it must be a dense one, torch.strided")
         if value is None or isinstance(value, type):
             got = "None" if value is None else f"a {value.__name__}"
             raise TypeError(f"{self.operator}: {name} is {got}; it must be a torch.Tensor")
@@ -157,20 +164,46 @@ class Arguments:
                 f"key has {kv_heads} heads, {self.query} has {heads}; the key's must divide the {self.query}'s"
             )
 
-    def number(self, name: str, value: Any) -> None:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat))):
-            raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a number or None")
+    def number(self, name: str, value: Any, *, optional: bool = True) -> None:
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+            raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a number" + " or None" * optional)
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise self.error(f"{name} is an integer of {value.bit_length()} bits; it must be one that a float can hold")
+
+    def integer(self, name: str, value: Any, least: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{self.operator}: {name} is {value!r}; it must be an int")
+        if value < least:
+            raise self.error(f"{name} is {value}; it must be at least {least}")
+
+    def device(self, name: str, value: Any) -> None:
+        """Where something is to be made; asks torch, which alone knows what it can use."""
+        if value is None or torch.compiler.is_compiling():
+            return
+        try:
+            torch.empty(0, device=value)
+        except (AssertionError, RuntimeError, TypeError) as reason:
+            raise self.error(f"{name} is {value!r}; torch cannot use it: {str(reason).partition(chr(10))[0]}") from None
+
+    def flag(self, name: str, value: Any) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a bool")
 
     def choice(self, name: str, value: Any, allowed: Sequence[str | None]) -> None:
         if value not in allowed:
             words = " or ".join(["None" if one is None else f'"{one}"' for one in allowed])
             raise self.error(f"{name} is {value!r}; it must be {words}")
 
-    def levels(self, name: str, values: Sequence[Any], query: Signature) -> list[Signature]:
-        """Levels, which share all sizes but the last."""
+    def levels(self, name: str, values: Sequence[Any], query: Signature | None = None) -> list[Signature]:
+        """Levels, which share all sizes but the last; None where the first level is itself what the others go by."""
         if not values:
             raise self.error(f"{name} is an empty sequence; it must hold at least one level")
         first_name = name if len(values) == 1 else f"{name}[0]"
+        if query is None:
+            query = self.tensor(first_name, values[0])
+            self.floating(first_name, query)
         first = self.companion(first_name, values[0], query)
         levels = [first]
         for i, value in enumerate(values[1:], start=1):
@@ -200,15 +233,20 @@ def is_readable(index: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(index)
 
 
+def refuse_outside(operator: str, name: str, index: Tensor, low: int, high: int, allowed: str) -> None:
+    """Raise for the first number of a readable index that is not in [low, high); ``allowed`` says what it may be."""
+    if index.numel() == 0:
+        return
+    least, most = torch.aminmax(index)
+    if int(least) >= low and int(most) < high:
+        return
+    place = ((index < low) | (index >= high)).nonzero()[0].tolist()
+    at = ", ".join(map(str, place))
+    raise ValueError(f"{operator}: {name}[{at}] is {int(index[tuple(place)])}; it must be {allowed}")
+
+
 def check_index_values(operator: str, window_index: Tensor | None, rows: int) -> None:
     """Refuse a window_index that points outside the feature rows. Reads data: plain CPU tensors, untraced code only."""
-    if window_index is None or not is_readable(window_index) or window_index.numel() == 0:
-        return
-    low, high = torch.aminmax(window_index)
-    if int(low) >= -1 and int(high) < rows:
-        return
-    query, slot = ((window_index < -1) | (window_index >= rows)).nonzero()[0].tolist()
-    raise ValueError(
-        f"{operator}: window_index[{query}, {slot}] is {int(window_index[query, slot])}; "
-        f"it must be -1 (absent) or a feature row in [0, {rows})"
-    )
+    if window_index is not None and is_readable(window_index):
+        allowed = f"-1 (absent) or a feature row in [0, {rows})"
+        refuse_outside(operator, "window_index", window_index, -1, rows, allowed)

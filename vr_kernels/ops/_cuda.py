@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vr_kernels.ops import _native
-from vr_kernels.ops._dispatch import Request
+from vr_kernels.ops._dispatch import Request, refuses_tensors
 from vr_kernels.ops._inverse_index import readers_of_rows
+from vr_kernels.ops._layout import unit_inner
 from vr_kernels.ops._native import address
-from vr_kernels.ops._window_kernel import WindowProblem, unit_inner
+from vr_kernels.ops._window_kernel import WindowProblem
 from vr_kernels.ops._window_native import rows, struct
 from vr_kernels.ops._windows import WindowRequest
 
@@ -24,13 +25,7 @@ LARGEST_WINDOW, MOST_LEVELS = 64, 8
 
 def refuses(request: Request) -> str | None:
     """Why the CUDA kernels cannot run a call."""
-    if request.device != "cuda":
-        return f"the CUDA kernels take CUDA tensors, these are on {request.device}"
-    if request.dtype not in _native.DTYPE_CODES:
-        return f"the CUDA kernels take float32, bfloat16 and float16, not {request.dtype}"
-    if request.wrapped is not None:
-        return f"the CUDA kernels read plain tensors, and a weight is a {request.wrapped}"
-    return _unavailable()
+    return refuses_tensors(request, "CUDA", ["cuda"]) or _unavailable()
 
 
 def refuses_windows(request: WindowRequest) -> str | None:
@@ -40,11 +35,6 @@ def refuses_windows(request: WindowRequest) -> str | None:
     if request.levels > MOST_LEVELS:
         return f"the CUDA kernels take up to {MOST_LEVELS} levels, these are {request.levels}"
     return refuses(request)
-
-
-def experimental(request: Request) -> str | None:
-    """Why no call chooses CUDA C++ by itself: a GPU backend is preferred only where a measurement says that it wins."""
-    return "experimental: never measured on a GPU"
 
 
 def _unavailable() -> str | None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vr_kernels.ops._cuda import Launcher, readable
+from vr_kernels.ops._layout import unit_inner
 from vr_kernels.ops._native import address
-from vr_kernels.ops._window_kernel import WindowProblem, unit_inner
+from vr_kernels.ops._window_kernel import WindowProblem
 from vr_kernels.ops._window_native import rows, struct
 
 # Of partial sums of the scores, half of what a call may take: with more of them more blocks run at once, and each block

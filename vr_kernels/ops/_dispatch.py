@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -29,11 +30,30 @@ def _never(request: Request) -> str | None:
 
 @dataclass(frozen=True)
 class Backend(Generic[R]):
-    """``refuses``: why a call cannot run here; ``passed_over``: why ``auto`` does not choose it although it could."""
+    """``refuses``: why a call cannot run here; ``passed_over``: why it is not chosen unasked although it could be."""
 
     name: str
     refuses: Callable[[R], str | None] = _never
     passed_over: Callable[[R], str | None] = _never
+
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuses_tensors(request: Request, kernels: str, devices: Sequence[str]) -> str | None:
+    """Why kernels of our own, on the first of ``devices``, or on one that stands in for it, cannot read the tensors."""
+    if request.device not in devices:
+        return f"the {kernels} kernels take {devices[0].upper()} tensors, these are on {request.device}"
+    if request.dtype not in KERNEL_DTYPES:
+        return f"the {kernels} kernels take float32, bfloat16 and float16, not {request.dtype}"
+    if request.wrapped is not None:
+        return f"the {kernels} kernels read plain tensors, and a weight is a {request.wrapped}"
+    return None
+
+
+def experimental(request: Request) -> str | None:
+    """Why no call chooses a GPU backend by itself: one is preferred only where a measurement says that it wins."""
+    return "experimental: never measured on a GPU"
 
 
 @dataclass(frozen=True)
@@ -72,7 +92,7 @@ class Operator(Generic[R]):
             reasons = "; ".join(f"{backend}: {reason}" for backend, reason in self.reasons(request, None).items())
             raise ValueError(f"{self.name}: no backend can run this call by itself: {reasons}")
         known = {backend.name: backend for backend in self.backends}
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"{self.name}: backend is {name!r}; it must be None or one of {', '.join(known)}")
         reason = known[name].refuses(request)
         if reason is not None:
@@ -85,6 +105,8 @@ class Operator(Generic[R]):
         if name is not None:
             return name
         backends = SETTINGS.backends
+        if backends:
+            _check_names(backends)
         everywhere = backends.get("")
         default = everywhere if everywhere in [backend.name for backend in self.backends] else None
         return backends.get(self.name, default)
@@ -116,6 +138,17 @@ class Operator(Generic[R]):
 _operators: dict[Callable[..., Any], Operator[Any]] = {}
 
 
+def _check_names(backends: Mapping[str, str]) -> None:
+    """Refuse what VR_KERNELS_BACKEND names and no operator has; what one operator lacks, that operator refuses."""
+    known = {operator.name for operator in operators()}
+    unknown = sorted(backends.keys() - known - {""})
+    if unknown:
+        raise ValueError(f"VR_KERNELS_BACKEND names {unknown[0]!r}; the operators are {', '.join(sorted(known))}")
+    names = sorted({backend.name for operator in operators() for backend in operator.backends})
+    if backends.get("", names[0]) not in names:
+        raise ValueError(f"VR_KERNELS_BACKEND is {backends['']!r}; the backends are {', '.join(names)}")
+
+
 def register(function: Callable[..., Any], operator: Operator[Any]) -> None:
     _operators[function] = operator
 
@@ -138,9 +171,11 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     'reference'
 
     Raises:
-        ValueError: ``function`` is not an operator of this library, or the call itself would raise.
+        ValueError, TypeError: ``function`` is not an operator of this library, or the call has an argument that it does
+            not take, or shapes, dtypes, devices or a backend that it would refuse. Values are not looked at.
     """
     if function not in _operators:
         known = ", ".join(operator.name for operator in operators())
         raise ValueError(f"explain: {function!r} is not an operator of vr_kernels; the operators are {known}")
+    inspect.signature(function).bind(*args, **kwargs)
     return _operators[function].explain_call(*args, **kwargs)

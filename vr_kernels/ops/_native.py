@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels._version import __version__
-from vr_kernels.ops._dispatch import Request
+from vr_kernels.ops._dispatch import Request, refuses_tensors
 from vr_kernels.ops._native_file import defect
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -54,13 +54,7 @@ unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def refuses_cpu(request: Request) -> str | None:
     """Why the CPU kernels cannot run a call."""
-    if request.device != "cpu":
-        return f"the CPU kernels take CPU tensors, these are on {request.device}"
-    if request.dtype not in DTYPE_CODES:
-        return f"the CPU kernels take float32, bfloat16 and float16, not {request.dtype}"
-    if request.wrapped is not None:
-        return f"the CPU kernels read plain tensors, and a weight is a {request.wrapped}"
-    return unavailable()
+    return refuses_tensors(request, "CPU", ["cpu"]) or unavailable()
 
 
 def index_fits(index: Tensor, low: int, high: int, *, distinct: bool = False) -> bool:

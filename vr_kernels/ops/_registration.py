@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,7 +72,8 @@ def refuse_other_modes(operator: str, tensors: Sequence[Tensor | None]) -> None:
 
 
 def intercepted(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether something wants to see the operator itself: a compiler, a torch mode, functorch, autocast, a subclass.
+    """Whether something wants to see the operator itself: a compiler, a torch mode, functorch, autocast, a subclass, or
+    a tensor whose memory holds the opposite of its numbers (``x.conj().imag``), which the dispatcher writes out.
 
     If not, torch's dispatcher can be skipped, which is most of a small call's cost: the kernel is called as it is, or
     from an ``autograd.Function``.
@@ -84,7 +86,8 @@ def intercepted(tensors: Sequence[Tensor | None]) -> bool:
         or torch._C._is_any_autocast_enabled()
     ):
         return True
-    return not _PLAIN.issuperset(map(type, tensors))
+    negated = [tensor is not None and tensor.is_neg() for tensor in tensors]
+    return True in negated or not _PLAIN.issuperset(map(type, tensors))
 
 
 def wrapped(*tensors: Any) -> str | None:
@@ -97,9 +100,9 @@ def wrapped(*tensors: Any) -> str | None:
     return None
 
 
-def recording(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether autograd will want this call's gradient."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def recording(tensors: Sequence[Any]) -> bool:
+    """Whether autograd will want this call's gradient. What is no tensor is for the checks to refuse."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
 
 
 def shortest_call(
@@ -110,35 +113,85 @@ def shortest_call(
 ) -> Callable[..., Any]:
     """A checked call of an operator by the shortest way that what surrounds it allows.
 
-    For operators whose arguments are tensors and numbers: ``autograd.Function`` sees no tensor in a list.
+    Its schema names tensors, and lists of them, before all else.
     """
     operator = overload.__name__.partition(".")[0]
+    schema = overload._schema  # type: ignore[attr-defined]
+    tensor_count = sum("Tensor" in str(argument.type) for argument in schema.arguments)
 
     class Eager(torch.autograd.Function):
-        """The same autograd rule without torch's dispatcher in the forward pass."""
+        """The same autograd rule without torch's dispatcher in the forward pass.
+
+        An ``autograd.Function`` sees no tensor in a list: so the inputs' tensors are its arguments too, one by one.
+        """
 
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
+        def forward(ctx: Any, inputs: Sequence[Any], *tensors: Tensor | None) -> Any:
+            ctx.lengths = [len(part) if type(part) is list else None for part in inputs]
             output = implementation(*inputs)
             setup_context(ctx, inputs, output)
             return output
 
-    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
+    def eager_backward(ctx: Any, *grads: Any) -> Any:
+        gradients = backward(_NestedContext(ctx), *grads)
+        return None, *_flat(gradients[:tensor_count])
+
+    Eager.backward = staticmethod(eager_backward)  # type: ignore[method-assign]
 
     def run(*arguments: Any) -> Any:
-        tensors = [argument for argument in arguments if argument is None or isinstance(argument, Tensor)]
+        tensors = _flat(arguments[:tensor_count])
         refuse_other_modes(operator, tensors)
         if intercepted(tensors):
             return overload(*arguments)
         if not recording(tensors):
             return implementation(*arguments)
-        return Eager.apply(*arguments)  # type: ignore[no-untyped-call]
+        return Eager.apply(arguments, *tensors)  # type: ignore[no-untyped-call]
 
     return run
 
 
-def cast_for_autocast(query: Tensor, *arguments: Any) -> Any:
-    """``(query, *arguments)`` in autocast's dtype where autocast is on: tensors, lists of tensors, None as it is."""
+class _NestedContext:
+    """An ``autograd.Function``'s context as torch.library shows it: what is asked for is nested as the inputs are."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        asks = iter(ctx.needs_input_grad[1:])
+        self.needs_input_grad = [
+            next(asks, False) if length is None else list(itertools.islice(asks, length)) for length in ctx.lengths
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    flat = []
+    for value in values:
+        if type(value) is list:
+            flat += value
+        else:
+            flat.append(value)
+    return flat
+
+
+def asked_for(gradients: Sequence[Any], asks: Sequence[Any]) -> list[Any]:
+    """``gradients`` with None for those that nobody asked for; both nested as the arguments are."""
+    return [
+        asked_for(gradient, ask) if isinstance(ask, (list, tuple)) else gradient if ask else None
+        for gradient, ask in zip(gradients, asks, strict=True)
+    ]
+
+
+def stand_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of that dtype and of this one's shape and device, of one number: for who asks for nothing else."""
+    return tensor.new_empty((), dtype=dtype).expand(tensor.shape)
+
+
+def cast_for_autocast(query: Tensor, *arguments: Any, cast: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to) -> Any:
+    """``(query, *arguments)`` in autocast's dtype where autocast is on: tensors, lists of tensors, None as it is.
+
+    ``cast=stand_in``: what a call would be cast to, for ``explain``, without a copy.
+    """
     if not torch._C._is_any_autocast_enabled():
         return (query, *arguments)
     device = query.device.type if isinstance(query, Tensor) else "cpu"
@@ -146,12 +199,14 @@ def cast_for_autocast(query: Tensor, *arguments: Any) -> Any:
         return (query, *arguments)
     dtype = torch.get_autocast_dtype(device)
 
-    def cast(value: Any) -> Any:
+    def eligible(value: Any) -> bool:
         # As torch's own autocast: float64 stays.
-        eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(dtype) if eligible else value
+        return isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in (dtype, torch.float64)
 
-    return tuple([cast(x) for x in a] if isinstance(a, list) else cast(a) for a in (query, *arguments))
+    def converted(value: Any) -> Any:
+        return cast(value, dtype) if eligible(value) else value
+
+    return tuple([converted(x) for x in a] if isinstance(a, list) else converted(a) for a in (query, *arguments))
 
 
 def _below_autocast(overload: Any, key: Any) -> Callable[..., Any]:

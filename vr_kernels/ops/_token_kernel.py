@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._window_kernel import plain, unit_inner
+from vr_kernels.ops._layout import plain, unit_inner
 
 
 class TokenProblem(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._arguments import Arguments, Signature, is_readable
+from vr_kernels.ops._arguments import Arguments, Signature, is_readable, refuse_outside
 from vr_kernels.ops._dispatch import Request
 from vr_kernels.ops._native import index_fits
 
@@ -48,13 +48,8 @@ def check_token_rows(operator: str, token_rows: Tensor, row_count: int) -> None:
         return
     if index_fits(token_rows, -1, row_count, distinct=True):
         return
-    low, high = torch.aminmax(token_rows)
-    if int(low) < -1 or int(high) >= row_count:
-        image, token = ((token_rows < -1) | (token_rows >= row_count)).nonzero()[0].tolist()
-        raise ValueError(
-            f"{operator}: token_rows[{image}, {token}] is {int(token_rows[image, token])}; "
-            f"it must be -1 (padding) or a row of hidden_states in [0, {row_count})"
-        )
+    allowed = f"-1 (padding) or a row of hidden_states in [0, {row_count})"
+    refuse_outside(operator, "token_rows", token_rows, -1, row_count, allowed)
     uses = torch.bincount(token_rows.flatten() + 1)[1:]  # padding first, and dropped
     if uses.numel() > 0 and int(uses.max()) > 1:
         raise ValueError(f"{operator}: token_rows names row {int(uses.argmax())} more than once; a row may stand once")
@@ -64,12 +59,7 @@ def check_image_sample(operator: str, image_sample: Tensor | None, batch: int) -
     """Refuse samples outside the batch."""
     if image_sample is None or not is_readable(image_sample) or index_fits(image_sample, 0, batch):
         return
-    bad = (image_sample < 0) | (image_sample >= batch)
-    if bool(bad.any()):
-        image = int(bad.nonzero()[0])
-        raise ValueError(
-            f"{operator}: image_sample[{image}] is {int(image_sample[image])}; it must be a sample in [0, {batch})"
-        )
+    refuse_outside(operator, "image_sample", image_sample, 0, batch, f"a sample in [0, {batch})")
 
 
 def read_rows(stream: Tensor, rows: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from vr_kernels.ops._windows import Windows
@@ -101,13 +100,3 @@ class WindowKernel(Protocol):
         The same with attention saliency grad_out goes into grad_values, or into grad_keys where the values are the
         keys. With a norm: of the normalised rows. The result does not depend on the order in which windows run.
         """
-
-
-def plain(tensor: Tensor | None) -> Tensor | None:
-    """float32, contiguous: how kernels take small auxiliary tensors."""
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
-
-
-def unit_inner(tensor: Tensor) -> Tensor:
-    """``tensor`` itself where its last dimension is dense, else a copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()

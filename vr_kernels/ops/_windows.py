@@ -74,8 +74,6 @@ def windows_of(
         )
     if len(features) != 1:
         raise arguments.error(f"{name} has leading shape {features}; the indexed form takes (M,)")
-    if window_index.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{arguments.operator}: window_index is {window_index.dtype}; it must be int32 or int64")
     if len(window_index.shape) != 2 or window_index.shape[0] != query[0]:
         raise arguments.error(f"window_index has shape {window_index.shape}; it must be (N, K) with N = {query[0]}")
     return Windows(query, features, None, window_index.shape[1])
@@ -137,7 +135,9 @@ def window_index_from_grid(
         (batch*n_h*n_w, K) of ``dtype`` (int64 or int32), K the largest window; feature rows in row-major order.
 
     Raises:
-        ValueError: a size below one; a dtype other than int32 and int64.
+        ValueError: a size below one; a dtype other than int32 and int64, or too narrow for the rows; a device that
+            torch cannot use.
+        TypeError: a size that is no int.
 
     >>> window_index_from_grid(3, 2, 2, 1)
     tensor([[0, 1, 2, 3],
@@ -146,10 +146,16 @@ def window_index_from_grid(
     arguments = Arguments("window_index_from_grid")
     sizes = (("height", height, 1), ("width", width, 1), ("n_h", n_h, 1), ("n_w", n_w, 1), ("batch", batch, 0))
     for name, size, least in sizes:
-        if size < least:
-            raise arguments.error(f"{name} is {size}; it must be at least {least}")
+        arguments.integer(name, size, least)
     if dtype not in (torch.int32, torch.int64):
         raise arguments.error(f"dtype is {dtype}; it must be torch.int32 or torch.int64")
+    rows = batch * height * width
+    if rows - 1 > torch.iinfo(dtype).max or max(height * (n_h + 2), width * (n_w + 2)) > torch.iinfo(torch.int64).max:
+        raise arguments.error(
+            f"batch, height and width are {batch}, {height} and {width}, n_h and n_w {n_h} and {n_w}; "
+            f"rows are numbered in {dtype}, windows in torch.int64, and these are too many"
+        )
+    arguments.device("device", device)
 
     def spans(size: int, n: int) -> tuple[Tensor, Tensor]:
         i = torch.arange(n, device=device)

@@ -17,9 +17,7 @@ def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: tor
     A buffer grows to the largest size asked for; callers bound that (the blocks of local cross-attention: 40 MB).
     """
     if device.type != "cpu":
-        return torch.empty(
-            shape, dtype=dtype, device=device
-        )  # torch's caching allocator reuses device memory by stream
+        return torch.empty(shape, dtype=dtype, device=device)  # torch's allocator reuses device memory by stream
     buffers: dict[str, Tensor] = _local.__dict__
     needed = math.prod(shape) * dtype.itemsize
     buffer = buffers.get(name)

@@ -53,6 +53,19 @@ def test_a_sample_of_a_padded_batch_is_the_sample_alone(kind: str) -> None:
 
 
 @each_family
+def test_tokens_that_are_guessed_ahead_are_no_prompt(kind: str) -> None:
+    model = tiny.patched(kind)
+    inputs = tiny.batch(model, kind, [[0]])
+    inputs["input_ids"][0, -1] = inputs["input_ids"][0, 0]  # what follows the first is guessed behind the last
+    asked: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
+    expected, got = (
+        model.generate(**inputs, **asked, **how, max_new_tokens=2).logits[0][:1]
+        for how in ({}, {"prompt_lookup_num_tokens": 2, "max_matching_ngram_size": 1})
+    )
+    torch.testing.assert_close(got, expected)
+
+
+@each_family
 def test_blocks_run_once_each_in_the_prefill_and_never_in_decoding(kind: str) -> None:
     model, calls = tiny.patched(kind), []
     for block in tiny.blocks(model):

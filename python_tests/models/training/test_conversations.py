@@ -75,9 +75,9 @@ def spoil(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "problem"),
     [
-        (0, r"^sample 0 \(id 'sample-0'\): its image .*0-0.png is missing$"),
-        (3, r"^sample 3 \(id 'sample-3'\): its image .*3-0.png cannot be read: "),
-        (4, r"^sample 4 \(id 'sample-4'\): its image .*4-0.png cannot be read: "),
+        (0, r"^sample 0 \(id 'sample-0'\): image .*0-0.png is missing$"),
+        (3, r"^sample 3 \(id 'sample-3'\): image .*3-0.png cannot be read: "),
+        (4, r"^sample 4 \(id 'sample-4'\): image .*4-0.png cannot be read: "),
         (5, r"^sample 5 \(id 'sample-5'\): it has no list of conversations$"),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_worker_hands_on_the_same_sentence(tmp_path: Path) -> None:
     data = _tiny.save_data(tmp_path)
     spoil(tmp_path)
     dataset = ConversationDataset(data, tmp_path / "images", lengths)
-    with pytest.raises(BadSampleError, match=r"^sample 0 \(id 'sample-0'\): its image .* is missing$"):
+    with pytest.raises(BadSampleError, match=r"^sample 0 \(id 'sample-0'\): image .* is missing$"):
         next(iter(DataLoader(dataset, batch_size=2, num_workers=1)))
 
 

@@ -124,7 +124,7 @@ def test_a_run_leaves_its_newest_checkpoints_its_log_and_its_loss_curve(folder: 
 def test_bad_samples_are_skipped_counted_and_named(folder: Path) -> None:
     (folder / "images" / "0-0.png").unlink()
     (folder / "images" / "3-0.png").write_text("no picture")
-    with pytest.raises(BadSampleError, match=r"sample [03] .*its image .*/[03]-0.png (is missing|cannot be read)"):
+    with pytest.raises(BadSampleError, match=r"sample [03] .*image .*/[03]-0.png (is missing|cannot be read)"):
         run(folder)
     result = run(folder, on_bad_sample="skip")
     assert result.bad_samples == 2

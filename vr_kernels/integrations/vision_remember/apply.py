@@ -8,6 +8,9 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import nn
 
+from vr_kernels.integrations._holder import find_holder
+from vr_kernels.integrations.pruning import STATE as PRUNING
+from vr_kernels.integrations.pruning_rules import check_blocks
 from vr_kernels.integrations.vision_remember.context import NAME
 from vr_kernels.integrations.vision_remember.families import FAMILIES
 from vr_kernels.integrations.vision_remember.hooks import check_layers, insert_blocks, remove_blocks, remove_hooks
@@ -79,9 +82,10 @@ def apply_vision_remember(
         The model itself.
 
     Raises:
-        ValueError: another type of model; a model that has blocks already, or whose encoding was replaced
-            (``apply_visionzip``); layers, levels or fields that do not fit. TypeError: layers, levels or neighborhood
-            that are no sequences; a model that is no module. The model is then as it was.
+        ValueError: another type of model; a model that has blocks already, whose encoding was replaced
+            (``apply_visionzip``), or that drops tokens below a block (``apply_pruning``); layers, levels or fields that
+            do not fit. TypeError: layers, levels or neighborhood that are no sequences; a model that is no module. The
+            model is then as it was.
 
     >>> from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
     >>> vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
@@ -148,6 +152,9 @@ def install(model: nn.Module, patch: Patch, *, backend: str | None = None) -> No
                 f"the model's {method.name} was replaced, as apply_visionzip does; undo that first, for the blocks "
                 "must know what each token is made of"
             )
+    pruning = vars(inner.language_model).get(PRUNING)
+    if pruning is not None:
+        check_blocks("apply_vision_remember", pruning.rule, patch.layers)
     decoder = inner.language_model.layers
     blocks: dict[int, nn.Module] = {}
     for number in patch.layers:
@@ -218,17 +225,7 @@ def patched(inner: Any, operation: str) -> Patch:
 
 def find_inner(operation: str, model: nn.Module) -> Any:
     """The model, in it, that holds the encoder and the decoder."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{operation}: model is a {type(model).__name__}; it must be a torch.nn.Module")
-    found = [module for module in model.modules() if "language_model" in module._modules]
-    types = [getattr(getattr(module, "config", None), "model_type", None) for module in found]
-    if len(found) != 1 or types[0] not in FAMILIES:
-        kind = f"of type {types[0]!r}" if types and types[0] is not None else "of no known type"
-        raise ValueError(
-            f"{operation}: model is a {type(model).__name__} {kind}; it must be or hold one of the types "
-            f"{', '.join(FAMILIES)}"
-        )
-    return found[0]
+    return find_holder(operation, model, "language_model", FAMILIES)
 
 
 def _around(model: nn.Module, inner: nn.Module) -> Any | None:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from vr_kernels.integrations.vision_remember.apply import TAKEN, find_inner, install, patched, plan
 from vr_kernels.integrations.vision_remember.context import NAME
@@ -53,7 +53,7 @@ def save_vision_remember(model: nn.Module, folder: str | os.PathLike[str]) -> No
         for number in patch.layers
         for name, tensor in block_of(inner, number).state_dict().items()
     }
-    expected = _names(patch)
+    expected = set(_shapes(patch))
     if set(state) != expected:
         raise ValueError(
             f"save_vision_remember: the blocks have the weights {_some(set(state) ^ expected)}, which new blocks have "
@@ -84,25 +84,38 @@ def load_vision_remember(model: M, folder: str | os.PathLike[str]) -> M:
     >>> again.state_dict().keys() == model.state_dict().keys()
     True
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     inner = find_inner("load_vision_remember", model)
     path = Path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"load_vision_remember: {path} is not there; save_vision_remember writes it")
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-        state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as reason:
+        raise ValueError(f"load_vision_remember: {path} is no safetensors file, or not whole: {reason}") from None
     if header.get("format") != FORMAT:
         raise ValueError(f"load_vision_remember: {path} was not written by save_vision_remember of this version")
-    if header["model_type"] != inner.config.model_type:
+    if header.get("model_type") != inner.config.model_type:
         raise ValueError(
-            f"load_vision_remember: the blocks are of a model of type {header['model_type']!r}, this one is "
+            f"load_vision_remember: the blocks are of a model of type {header.get('model_type')!r}, this one is "
             f"{inner.config.model_type!r}"
         )
-    saved = _patch(json.loads(header["choices"]))
-    if set(state) != _names(saved):
-        raise ValueError(f"load_vision_remember: {path} lacks {_some(_names(saved) ^ set(state))}, or has it too much")
+    try:
+        saved = _patch(json.loads(header["choices"]))
+        shapes = _shapes(saved)
+    except (KeyError, TypeError, ValueError, RuntimeError) as reason:  # of what is missing, no choice, or beyond torch
+        raise ValueError(f"load_vision_remember: the choices in {path} are none of a block: {reason}") from None
+    if set(state) != set(shapes):
+        raise ValueError(f"load_vision_remember: {path} lacks {_some(set(shapes) ^ set(state))}, or has it too much")
+    for name, tensor in state.items():
+        if tensor.shape != shapes[name] or not tensor.is_floating_point():
+            raise ValueError(
+                f"load_vision_remember: {name} in {path} is {tensor.dtype} {tuple(tensor.shape)}; it must be floating "
+                f"and {tuple(shapes[name])}"
+            )
     own = getattr(inner, PATCH, None)
     chosen = _planned(inner, saved) if own is None else own
     if chosen != saved:
@@ -139,13 +152,16 @@ def _planned(inner: Any, saved: Patch) -> Patch:
 
 def _patch(choices: dict[str, Any]) -> Patch:
     tuples = {name: tuple(choices[name]) for name in ("layers", "levels", "neighborhood")}
+    for name, numbers in tuples.items():
+        if not all(type(number) is int for number in numbers):
+            raise ValueError(f"{name} is {numbers}; it must hold integers")
     return Patch(**(choices | tuples | {"config": VisionRememberConfig.from_dict(choices["config"])}))
 
 
-def _names(patch: Patch) -> set[str]:
+def _shapes(patch: Patch) -> dict[str, Size]:
     """Of all weights that new blocks have."""
-    names = VisionRemember(patch.config, device="meta").state_dict()
-    return {f"{number}.{name}" for number in patch.layers for name in names}
+    state = VisionRemember(patch.config, device="meta").state_dict()
+    return {f"{number}.{name}": tensor.shape for number in patch.layers for name, tensor in state.items()}
 
 
 def _some(names: set[str]) -> str:

@@ -65,11 +65,13 @@ class EncodedImages:
         return cls(levels, places=carried[-1], saliency=carried[-2] if saliency else None), plain
 
 
-def note_prompt(mm_encoder_outputs: Any, input_ids: Tensor | None, attention_mask: Any) -> None:
+def note_prompt(
+    mm_encoder_outputs: Any, input_ids: Tensor | None, attention_mask: Any, logits_to_keep: Any = 1
+) -> None:
     """At the start of a generation: which positions are prompt, kept with the images of this very call.
 
     Later steps without a cache see what was generated as well, and a static cache turns the mask into one that no
-    longer says what padding is.
+    longer says what padding is. ``logits_to_keep`` is what ``generate`` asks for before it knows of guessed tokens.
     """
     image = (mm_encoder_outputs or {}).get("image")
     if image is None:
@@ -79,3 +81,18 @@ def note_prompt(mm_encoder_outputs: Any, input_ids: Tensor | None, attention_mas
         image["prompt_mask"] = attention_mask.bool()
     elif input_ids is not None:
         image["prompt_mask"] = torch.ones_like(input_ids, dtype=torch.bool)
+    image["logits_to_keep"] = logits_to_keep
+
+
+def forget_guesses(mm_encoder_outputs: Any, logits_to_keep: Any) -> None:
+    """Before the first pass of an assisted generation: tokens that were guessed, and stand behind the prompt, are none
+    of it. That pass asks for the logits of each of them too, beyond what ``note_prompt`` noted."""
+    image: Any = (mm_encoder_outputs or {}).get("image")
+    if image is None:
+        return
+    prompt, noted = image.get("prompt_mask"), image.get("logits_to_keep")
+    if prompt is None or not isinstance(noted, int) or not isinstance(logits_to_keep, int) or logits_to_keep <= noted:
+        return
+    end = prompt.shape[1] - (logits_to_keep - noted)
+    image["prompt_mask"] = prompt & (torch.arange(prompt.shape[1], device=prompt.device) < end)
+    image["logits_to_keep"] = logits_to_keep

@@ -67,15 +67,21 @@ def remove_hooks(module: nn.Module, function: Callable[..., Any]) -> None:
             with_kwargs.pop(key, None)
 
 
-def check_layers(operation: str, layers: Sequence[int], depth: int, position: str) -> None:
-    """Refuse layers that a decoder of this depth does not have."""
+def check_layers(operation: str, layers: Sequence[int], depth: int, position: str, *, prefix: str = "") -> None:
+    """Refuse layers that a decoder of this depth does not have; ``prefix`` is that of the arguments' names."""
     if position not in POSITIONS:
-        raise ValueError(f"{operation}: position is {position!r}; it must be {' or '.join(map(repr, POSITIONS))}")
+        raise ValueError(
+            f"{operation}: {prefix}position is {position!r}; it must be {' or '.join(map(repr, POSITIONS))}"
+        )
     if len(set(layers)) != len(layers):
-        raise ValueError(f"{operation}: layers is {tuple(layers)}, which names a layer twice; each may be named once")
+        raise ValueError(
+            f"{operation}: {prefix}layers is {tuple(layers)}, which names a layer twice; each may be named once"
+        )
     for number in layers:
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= depth:
-            raise ValueError(f"{operation}: layers has {number!r}; it must be 1 to {depth}, counted from the first")
+            raise ValueError(
+                f"{operation}: {prefix}layers has {number!r}; it must be 1 to {depth}, counted from the first"
+            )
 
 
 def _refresh_output(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

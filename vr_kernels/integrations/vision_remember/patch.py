@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.integrations.vision_remember.context import NAME, prompt_of_labels
-from vr_kernels.integrations.vision_remember.encoded import note_prompt
+from vr_kernels.integrations.vision_remember.encoded import forget_guesses, note_prompt
 from vr_kernels.integrations.vision_remember.families import FAMILIES, Family
 from vr_kernels.integrations.vision_remember.prefill import image_slots, prefill_context
 from vr_kernels.nn import VisionRememberConfig
@@ -86,12 +86,17 @@ class PrepareInputsForGeneration(Method):
 
     def __call__(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("is_first_iteration"):
-            note_prompt(kwargs.get("mm_encoder_outputs"), input_ids, kwargs.get("attention_mask"))
+            note_prompt(
+                kwargs.get("mm_encoder_outputs"),
+                input_ids,
+                kwargs.get("attention_mask"),
+                kwargs.get("logits_to_keep", 1),
+            )
         inputs = self.original(input_ids, *args, **kwargs)
         if _lacks_images(inputs, self.model.config.image_token_id):
             raise ValueError(
                 "vision_remember: a pass over image tokens comes without their images; leave prefill_chunk_size out, "
-                "for image tokens read the whole prompt"
+                "for image tokens read the whole prompt, and do not make this model the assistant_model of another"
             )
         return inputs
 
@@ -142,10 +147,11 @@ def add_context(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 
 def mark_prompt(outer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Before the forward of the model around it: what stands before the first label is the prompt."""
+    """Before the forward of the model around it: the prompt ends at the first label, or guess."""
     kwargs = _by_name(outer, args, kwargs)
     if kwargs.get("labels") is not None and kwargs.get("prompt_mask") is None:
         kwargs["prompt_mask"] = prompt_of_labels(kwargs["labels"])
+    forget_guesses(kwargs.get("mm_encoder_outputs"), kwargs.get("logits_to_keep"))
     return (), kwargs
 
 

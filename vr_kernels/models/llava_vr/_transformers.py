@@ -46,5 +46,6 @@ def register_renamings(model_type: str, renamings: dict[str, str]) -> None:
 
 
 def is_part_of_a_prefill(is_first_iteration: bool | None, past_key_values: Any) -> bool:
-    """Whether ``generate`` of 5.20 prepares a piece of a prompt that it cut up: no decoding step has an empty cache."""
+    """Whether ``generate`` of 5.20 prepares a piece of a prompt that it cut up, or of any version the prompt of an
+    assistant: no decoding step has an empty cache."""
     return not is_first_iteration and past_key_values is not None and past_key_values.get_seq_length() == 0

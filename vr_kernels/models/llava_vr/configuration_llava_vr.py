@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlavaNextConfig, PreTrainedConfig
 
 from vr_kernels.compression.projectors import PROJECTORS, Projector, build_projector
-from vr_kernels.integrations.vision_remember.hooks import POSITIONS, check_layers
+from vr_kernels.integrations.vision_remember.hooks import check_layers
 from vr_kernels.nn import VisionRememberConfig
 
 NAME = "LlavaVRConfig"
@@ -20,6 +21,9 @@ CANVASES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
 # Of configurations of other types: what names the type, and how LLaVA-OneVision packs, which interpolates features.
 FOREIGN = ("model_type", "architectures", "transformers_version", "vision_aspect_ratio", "video_token_index")
+
+# What transformers and this class raise at fields of a wrong type or depth, beside a ValueError.
+UNFIT = (StrictDataclassError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
 
 # What each version of the paper has, in fields of the config; every other choice is VisionRememberConfig's default.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -92,23 +96,42 @@ class LlavaVRConfig(LlavaNextConfig):
                 [rows * self.vision_config.image_size, columns * self.vision_config.image_size]
                 for rows, columns in CANVASES
             ]
-        for name in ("vr_window", "vr_layers", "vr_levels"):
-            setattr(self, name, list(getattr(self, name)))
-        self.projector_options = dict(self.projector_options or {})
-        self.vr_options = dict(self.vr_options or {})
+        self._check_types(kwargs)
         if self.projector_type not in PROJECTORS:
             self._refuse("projector_type", "one of " + ", ".join(map(repr, PROJECTORS)))
         if PROJECTORS[self.projector_type].reads_levels and isinstance(self.vision_feature_layer, int):
             levels = PROJECTORS[self.projector_type].default_levels(self.vision_config.num_hidden_layers)
             self.vision_feature_layer = list(levels)
         self._check_llava_next()
-        if self.vr_position not in POSITIONS:
-            self._refuse("vr_position", " or ".join(map(repr, POSITIONS)))
-        check_layers(NAME, self.vr_layers, self.text_config.num_hidden_layers, self.vr_position)
+        check_layers(NAME, self.vr_layers, self.text_config.num_hidden_layers, self.vr_position, prefix="vr_")
         _ = self.token_grid, self.projector_levels  # each refuses what does not fit
         if self.vr_layers:  # else nobody reads vr_levels, whose default is that of 24 blocks
             self.vr_levels = [self._level("vr_levels", level) for level in self.vr_levels]
             self._check_blocks()
+
+    def _check_types(self, unknown: Mapping[str, Any]) -> None:
+        """Refuse fields that are not lists or dictionaries where they must be, and names that no field has."""
+        for name in unknown:
+            if name.startswith("vr_"):
+                known = [field.name for field in dataclasses.fields(self) if field.name.startswith("vr_")]
+                raise ValueError(f"{NAME}: {name!r} is no field; it must be one of {', '.join(known)}")
+        for name in ("vr_window", "vr_layers", "vr_levels"):
+            if not _are_integers(getattr(self, name)):
+                self._refuse(name, "a list of integers")
+            setattr(self, name, list(getattr(self, name)))
+        if len(self.vr_window) != 2 or min(self.vr_window) < 1:
+            self._refuse("vr_window", "two integers [s_h, s_w] of at least 1")
+        for name in ("projector_options", "vr_options"):
+            options = getattr(self, name)
+            if options is not None and not isinstance(options, Mapping):
+                self._refuse(name, "a dictionary or None")
+            setattr(self, name, dict(options or {}))
+        for name in ("vr_bidirectional", "vr_text_guided"):
+            if not isinstance(getattr(self, name), bool):
+                self._refuse(name, "True or False")
+        layer = self.vision_feature_layer
+        if not _are_integers([layer] if isinstance(layer, int) else layer):
+            self._refuse("vision_feature_layer", "an integer or a list of integers")
 
     def _check_llava_next(self) -> None:
         """Refuse what LLaVA-NeXT offers and no projector here does."""
@@ -118,11 +141,14 @@ class LlavaVRConfig(LlavaNextConfig):
             self._refuse("multimodal_projector_bias", "True")
         tile = self.vision_config.image_size
         for canvas in self.image_grid_pinpoints or []:
-            if len(canvas) != 2 or any(side < tile or side % tile != 0 for side in canvas):
+            if not _are_integers(canvas) or len(canvas) != 2 or any(side < tile or side % tile != 0 for side in canvas):
                 self._refuse("image_grid_pinpoints", f"pairs (height, width) of multiples of the tower's {tile} pixels")
 
     def _check_blocks(self) -> None:
-        _ = self.vision_remember, self.saliency_level
+        if not self.vr_levels or len(set(self.vr_levels)) != len(self.vr_levels):
+            self._refuse("vr_levels", "at least one of the encoder's hidden_states, and none twice")
+        if self.vision_remember.saliency != "none" and self.saliency_level == 0:
+            self._refuse("vr_saliency_level", "the number of a block, from 1, or None with a level above 0")
         if self.tokens_per_cell != 1:
             self._refuse("projector_options", "such that a cell has one token, where there are vr_layers")
 
@@ -229,13 +255,22 @@ class LlavaVRConfig(LlavaNextConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As every configuration of transformers; but fields among ``kwargs`` are checked together with the others, and
-        a dictionary of LLaVA-NeXT or LLaVA-OneVision gets the fields that it lacks."""
+        a dictionary of LLaVA-NeXT or LLaVA-OneVision gets the fields that it lacks.
+
+        Raises ValueError for whatever makes no configuration, transformers' own errors among it."""
+        if not isinstance(config_dict, Mapping):
+            raise ValueError(
+                f"{NAME}: config_dict is a {type(config_dict).__name__}; it must be a dictionary of fields"
+            )
         if config_dict.get("model_type") != cls.model_type:
             config_dict = _of_another_type(config_dict)
         own = {field.name for field in dataclasses.fields(cls)} - set(cls.sub_configs)
         own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
         fields = {name: kwargs.pop(name) for name in own & set(kwargs)}
-        return super().from_dict(config_dict | fields, **kwargs)
+        try:
+            return super().from_dict(config_dict | fields, **kwargs)
+        except UNFIT as reason:
+            raise ValueError(f"{NAME}: these fields make no configuration: {' '.join(str(reason).split())}") from reason
 
     def _level(self, name: str, level: int) -> int:
         """None negative."""
@@ -246,6 +281,10 @@ class LlavaVRConfig(LlavaNextConfig):
 
     def _refuse(self, name: str, allowed: str) -> None:
         raise ValueError(f"{NAME}: {name} is {getattr(self, name)!r}; it must be {allowed}")
+
+
+def _are_integers(values: object) -> bool:
+    return isinstance(values, (list, tuple)) and all(type(value) is int for value in values)
 
 
 def _of_another_type(values: Mapping[str, Any]) -> dict[str, Any]:

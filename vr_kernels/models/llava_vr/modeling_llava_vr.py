@@ -13,6 +13,7 @@ from vr_kernels.compression.projectors import Projector
 from vr_kernels.integrations.encoder import capture_features
 from vr_kernels.integrations.vision_remember import (
     EncodedImages,
+    forget_guesses,
     image_slots,
     insert_blocks,
     note_prompt,
@@ -247,6 +248,7 @@ class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, L
         """
         if labels is not None and prompt_mask is None:
             prompt_mask = prompt_of_labels(labels)
+        forget_guesses(mm_encoder_outputs, logits_to_keep)
         return super().forward(
             input_ids,
             pixel_values=pixel_values,
@@ -277,7 +279,7 @@ class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, L
             type(self).__name__, self.config, input_ids, images, cache, is_first_iteration=is_first_iteration
         )
         if is_first_iteration:
-            note_prompt(mm_encoder_outputs, input_ids, attention_mask)
+            note_prompt(mm_encoder_outputs, input_ids, attention_mask, kwargs.get("logits_to_keep", 1))
         return super().prepare_inputs_for_generation(  # type: ignore[no-any-return]
             input_ids,
             attention_mask=attention_mask,

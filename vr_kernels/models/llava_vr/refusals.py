@@ -42,8 +42,8 @@ def check_generation(
     """A prefill in parts, and a cache whose images were guided by the text of another prompt."""
     if images is not None and is_part_of_a_prefill(is_first_iteration, past_key_values):
         raise ValueError(
-            f"{name}: prefill_chunk_size is set, and the prompt has images; leave it out, for image tokens read the "
-            "whole prompt"
+            f"{name}: prefill_chunk_size is set, or the model is the assistant_model of another, and the prompt has "
+            "images; leave that out, for image tokens read the whole prompt"
         )
     cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     guided = bool(config.vr_layers) and config.vision_remember.text_guide != "none"

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr_kernels.models.prompts import takes_parts
-from vr_kernels.models.training.conversations import IMAGE, Message
+from vr_kernels.models.inference import IGNORED
+from vr_kernels.models.prompts import Message, takes_parts
+from vr_kernels.models.training.conversations import IMAGE
 
-IGNORED = -100  # the label of a token that is not supervised, to transformers
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 

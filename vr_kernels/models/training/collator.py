@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vr_kernels.models.training.chat import IGNORED
+from vr_kernels.models.inference import IGNORED
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +113,7 @@ class TrainConfig:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as reason:
             raise ValueError(f"TrainConfig: {path} cannot be read: {reason.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as reason:
+        except (yaml.YAMLError, ValueError, RecursionError) as reason:
             raise ValueError(f"TrainConfig: {path} is not YAML: {' '.join(str(reason).split())}") from None
         if not isinstance(values, dict):
             raise ValueError(f"TrainConfig: {path} holds {type(values).__name__}; it must hold settings, name: value")
@@ -121,7 +121,8 @@ class TrainConfig:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, since math.isfinite fails at an integer that no float can hold.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _text() -> tuple[Callable[[Any], bool], str]:

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vr_kernels.models.inference import open_image
+from vr_kernels.models.prompts import Message
 from vr_kernels.models.training.bad_samples import BadSampleError, BadSamples
 
 IMAGE = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
-
-Message = dict[str, Any]
 
 
 class ConversationDataset(Dataset[dict[str, Tensor]]):
@@ -78,18 +78,9 @@ class ConversationDataset(Dataset[dict[str, Tensor]]):
 
     def _open(self, file: str) -> Any:
         """The image in RGB, or a ValueError that names its file."""
-        from PIL import Image
-
         if self.images is None:
             raise ValueError(f"it has the image {file}, and no folder of images is given")
-        path = self.images / file
-        if not path.is_file():
-            raise ValueError(f"its image {path} is missing")
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except Exception as reason:  # Pillow's decoders raise whatever a corrupt file makes them stumble over
-            raise ValueError(f"its image {path} cannot be read: {reason}") from reason
+        return open_image(self.images / file)
 
 
 def to_messages(record: Any) -> tuple[list[Message], list[str]]:
@@ -148,7 +139,7 @@ def _read_records(path: Path) -> list[Any]:
         records = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
     except OSError as reason:
         raise ValueError(f"ConversationDataset: data {path} cannot be read: {reason.strerror}") from None
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise ValueError(f"ConversationDataset: data {path} is not JSON: {reason}") from None
     if not isinstance(records, list) or not records:
         raise ValueError(f"ConversationDataset: data {path} holds no list of records")

@@ -1,1 +1,1 @@
-"""Windowed attention in Triton. Only ``launch`` and ``support`` may be imported without it."""
+"""What several operators share in Triton. Only files of kernels import it, and a first launch imports them."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vr_kernels.ops._layout import unit_inner
 from vr_kernels.ops._triton import arguments
 from vr_kernels.ops._triton.configurations import (
     OUTER,
@@ -17,7 +18,7 @@ from vr_kernels.ops._triton.configurations import (
     choose_product,
     padded,
 )
-from vr_kernels.ops._window_kernel import WindowProblem, unit_inner
+from vr_kernels.ops._window_kernel import WindowProblem
 
 # Where windows and heads alone are too few, channels are split until there are two programs for each of an H100's
 # 132 multiprocessors, but for no more memory than this: each split keeps a float32 sum of its own.

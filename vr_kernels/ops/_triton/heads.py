@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vr_kernels.ops._importance import ImportanceRequest
 from vr_kernels.ops._triton import support
+from vr_kernels.ops._triton.configurations import padded
 
 LARGEST_HEAD = 256  # channels: a head's are loaded at once
 
@@ -36,7 +37,7 @@ def refuses(request: ImportanceRequest) -> str | None:
 
 def head_block(width: int) -> dict[str, int]:
     """The smallest power of two that holds a head and that a tensor core takes."""
-    return {"WIDTH": width, "BLOCK_D": max(16, 1 << (width - 1).bit_length())}
+    return {"WIDTH": width, "BLOCK_D": padded(width)}
 
 
 def tensor_cores(dtype: torch.dtype, *, gradient: bool) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vr_kernels.ops._token_kernel import TokenProblem
 from vr_kernels.ops._tokens import TokenRequest
 from vr_kernels.ops._triton import support
+from vr_kernels.ops._triton.configurations import padded
 
 # A row waits in registers: 16 numbers a thread of sixteen warps.
 LARGEST_WIDTH = 8192
@@ -143,5 +144,5 @@ def _rows(problem: TokenProblem) -> dict[str, Any]:
 
 def _row_block(width: int) -> dict[str, int]:
     """The smallest power of two that holds a row, and eight numbers of it a thread while there are warps."""
-    block = max(16, 1 << (width - 1).bit_length())
+    block = padded(width)
     return {"WIDTH": width, "BLOCK_D": block, "num_warps": min(16, max(1, block // 256))}

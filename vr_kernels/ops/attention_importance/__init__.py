@@ -9,11 +9,11 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
 from vr_kernels.ops._importance import KINDS, ImportanceRequest, check_rows, reduce, typical_rows
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._sequences import check_cu_seqlens_values
-from vr_kernels.ops._triton import heads, support
+from vr_kernels.ops._triton import heads
 from vr_kernels.ops.attention_importance import op, reference
 
 __all__ = ["attention_importance"]
@@ -95,6 +95,7 @@ def row_weights(
 def _request(
     query_rows: Any, key: Any, *, key_mask: Any = None, cu_seqlens: Any = None, **options: Any
 ) -> ImportanceRequest:
+    query_rows, key = cast_for_autocast(query_rows, key, cast=stand_in)
     return _check(signatures(query_rows, key, key_mask, cu_seqlens))
 
 
@@ -124,7 +125,7 @@ OPERATOR: Operator[ImportanceRequest] = Operator(
     "attention_importance",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("triton", refuses=heads.refuses, passed_over=support.experimental),
+        Backend("triton", refuses=heads.refuses, passed_over=experimental),
         Backend("reference"),
     ),
     _request,

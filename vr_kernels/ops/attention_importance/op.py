@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import define_operator, refuse_double_backward, shortest_call
+from vr_kernels.ops._registration import asked_for, define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops.attention_importance.native import NativeRows
 from vr_kernels.ops.attention_importance.triton import TritonRows
 
@@ -99,8 +99,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def _autograd(ctx: Any, grad: Any) -> Any:
     needs = list(ctx.needs_input_grad[:2])
     gradients = attention_importance_backward(grad, *ctx.saved_tensors, ctx.scale, needs, ctx.backend)
-    wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
-    return (*wanted, None, None, None, None, None)
+    return *asked_for(gradients, needs), None, None, None, None, None
 
 
 attention_importance_backward = define_operator(

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
 from vr_kernels.ops._importance import KINDS, ImportanceRequest, check_received, reduce, typical_columns
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._sequences import check_cu_seqlens_values, sequence_of_tokens
-from vr_kernels.ops._triton import heads, support
+from vr_kernels.ops._triton import heads
 from vr_kernels.ops.attention_received import op, reference
 from vr_kernels.ops.attention_received.density import attention_density
 
@@ -89,6 +89,7 @@ def _rows_of_tokens(query: Tensor, cu_seqlens: Tensor | None) -> int | Tensor:
 
 
 def _request(query: Any, key: Any, *, cu_seqlens: Any = None, lse: Any = None, **options: Any) -> ImportanceRequest:
+    query, key = cast_for_autocast(query, key, cast=stand_in)
     return check_received(*signatures(query, key, cu_seqlens, lse))
 
 
@@ -98,8 +99,7 @@ def _plan(
 ) -> tuple[str, float]:
     request = check_received(*given)
     arguments = Arguments("attention_received")
-    if not isinstance(causal, bool):
-        raise TypeError(f"attention_received: causal is {causal!r}; it must be a bool")
+    arguments.flag("causal", causal)
     arguments.choice("reduce_heads", reduce_heads, (*KINDS, None))
     arguments.number("scale", scale)
     return OPERATOR.select(request, backend), 1 / math.sqrt(request.width) if scale is None else scale
@@ -117,7 +117,7 @@ OPERATOR: Operator[ImportanceRequest] = Operator(
     "attention_received",
     (
         Backend("cpu", refuses=_native.refuses_cpu, passed_over=_few_tokens),
-        Backend("triton", refuses=heads.refuses, passed_over=support.experimental),
+        Backend("triton", refuses=heads.refuses, passed_over=experimental),
         Backend("blocked"),
         Backend("reference", passed_over=lambda request: "the definition, which makes the attention map"),
     ),

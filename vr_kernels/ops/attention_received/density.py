@@ -41,6 +41,8 @@ def attention_density(attention: Tensor, vision_mask: Tensor) -> Tensor:
         raise TypeError(f"attention_density: vision_mask is {m.dtype}; it must be torch.bool")
     if not a.shape or not m.shape or m.shape[-1] != a.shape[-1]:
         raise arguments.error(f"vision_mask has shape {m.shape}, attention has {a.shape}; both must end in the tokens")
+    if any(1 not in sizes and sizes[0] != sizes[1] for sizes in zip(m.shape[::-1], a.shape[::-1], strict=False)):
+        raise arguments.error(f"vision_mask has shape {m.shape}; it must broadcast with attention's {a.shape}")
     weights = attention.to(torch.promote_types(attention.dtype, torch.float32))
     share = vision_mask.to(weights.dtype).mean(-1)
     received = weights.masked_fill(~vision_mask, 0.0).sum(-1) / weights.sum(-1)

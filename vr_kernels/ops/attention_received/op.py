@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import define_operator, refuse_double_backward, shortest_call
+from vr_kernels.ops._registration import asked_for, define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops.attention_received import blocked, native, triton
 
 # Returns the sum over the rows of every head's weights, (B, h, N) or packed (h, T), float32 (float64 for float64).
@@ -81,7 +81,7 @@ def _autograd(ctx: Any, grad: Any) -> Any:
     wants_query, wants_key, _, wants_lse, *_ = ctx.needs_input_grad
     needs = [wants_query, wants_key, wants_lse]
     gradients = attention_received_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale, needs, ctx.backend)
-    d_query, d_key, d_lse = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    d_query, d_key, d_lse = asked_for(gradients, needs)
     return d_query, d_key, None, d_lse, None, None, None
 
 

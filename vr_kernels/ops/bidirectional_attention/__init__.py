@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
 from vr_kernels.ops._dispatch import Backend, Operator, Request, register
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._sequences import check_cu_seqlens, check_cu_seqlens_values
 from vr_kernels.ops.bidirectional_attention import reference, sdpa
-from vr_kernels.ops.bidirectional_attention.sequences import attend_packed, attend_padded
+from vr_kernels.ops.bidirectional_attention.driver import attend_packed, attend_padded
 
 __all__ = ["bidirectional_attention"]
 
@@ -86,6 +86,9 @@ def _request(
     key_mask: Any = None,
     **options: Any,
 ) -> Request:
+    query, key, value, guide_key, guide_value = cast_for_autocast(
+        query, key, value, guide_key, guide_value, cast=stand_in
+    )
     return _check(signatures(query, key, value, guide_key, guide_value, cu_seqlens, guide_mask, key_mask))
 
 

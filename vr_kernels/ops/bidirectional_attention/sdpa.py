@@ -13,6 +13,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, present: Tensor | None, sc
         # What SDPA makes of a query without any key differs by its backends: give it all of them, and drop the result.
         empty = ~present.any(-1, keepdim=True)
         mask = (present | empty)[:, None]  # (B, 1, N or 1, M)
+    # SDPA on the CPU orders its output's strides as the query's and writes rows of stride 1: where elements overlap the
+    # two disagree, and the output is never written.
+    sizes, strides = query.shape[:3], query.stride()[:3]
+    if True in [size > 1 and stride < query.shape[3] for size, stride in zip(sizes, strides, strict=True)]:
+        query = query.contiguous()
     # A branch, because sizes may be symbols and the option takes a bool alone.
     grouped = {"enable_gqa": True} if query.shape[2] != key.shape[2] else {}
     out = F.scaled_dot_product_attention(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, Request, register
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._dispatch import Backend, Operator, Request, experimental, register
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._triton import support
 from vr_kernels.ops.deformable_attention import op, reference, stock
 
@@ -67,7 +67,8 @@ def deformable_attention(
     chosen = _plan(given, torch.are_deterministic_algorithms_enabled(), backend)
     if chosen in PLAIN:
         return PLAIN[chosen](levels, sampling_locations, attention_weights)
-    return op.run(levels, sampling_locations, attention_weights, chosen)
+    out: Tensor = op.run(levels, sampling_locations, attention_weights, chosen)
+    return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,9 @@ def _check_levels(arguments: Arguments, values: Sequence[Any]) -> list[Signature
 
 
 def _request(value: Any, sampling_locations: Any, attention_weights: Any) -> DeformableRequest:
-    levels = value if isinstance(value, (list, tuple)) else [value]
+    levels: list[Any] = [*value] if isinstance(value, (list, tuple)) else [value]
+    if levels:
+        levels = cast_for_autocast(levels[0], levels, cast=stand_in)[1]
     given = signatures(sampling_locations, attention_weights, *levels)
     return _check(given, torch.are_deterministic_algorithms_enabled())
 
@@ -158,7 +161,7 @@ OPERATOR: Operator[DeformableRequest] = Operator(
     "deformable_attention",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("triton", refuses=_refuses_triton, passed_over=support.experimental),
+        Backend("triton", refuses=_refuses_triton, passed_over=experimental),
         Backend("grid_sample", refuses=_refuses_empty, passed_over=_atomic),
         Backend("reference"),
     ),

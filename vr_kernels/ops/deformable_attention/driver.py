@@ -8,11 +8,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from vr_kernels.ops._layout import plain, unit_inner
+
 
 def forward(kernel: ModuleType, value: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
     """(B, Q, h, d) in the values' dtype."""
     out = value[0].new_empty(*weights.shape[:3], value[0].shape[-1])
-    kernel.forward(_unit_inner(value), _plain(locations), _plain(weights), out)
+    kernel.forward([unit_inner(level) for level in value], plain(locations), plain(weights), out)
     return out
 
 
@@ -34,9 +36,9 @@ def backward(
     d_weights = weights.new_empty(weights.shape, dtype=torch.float32) if needs_weights else None
     kernel.backward(
         grad_out.contiguous(),
-        _unit_inner(value),
-        _plain(locations),
-        _plain(weights),
+        [unit_inner(level) for level in value],
+        plain(locations),
+        plain(weights),
         d_value,
         d_locations,
         d_weights,
@@ -45,11 +47,3 @@ def backward(
         like.new_empty(0) if gradient is None else gradient.to(like.dtype)
         for gradient, like in zip((d_locations, d_weights, *d_value), (locations, weights, *value), strict=True)
     ]
-
-
-def _unit_inner(value: Sequence[Tensor]) -> list[Tensor]:
-    return [level if level.stride(-1) == 1 else level.contiguous() for level in value]
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32).contiguous()

@@ -14,6 +14,8 @@ def deformable_attention(value: Sequence[Tensor], sampling_locations: Tensor, at
     dtype = torch.promote_types(value[0].dtype, torch.float32)
     batch, queries, heads, _, points = attention_weights.shape
     places = 2 * sampling_locations.to(dtype).transpose(1, 2) - 1  # (B, h, Q, L, P, 2)
+    # grid_sample makes NaN of what is no number. From 2 on a place is outside of every level.
+    places = places.where(places.abs() < 2, 2)
     samples = [
         F.grid_sample(
             level.to(dtype).permute(0, 3, 4, 1, 2).flatten(0, 1),  # (B*h, d, H, W)

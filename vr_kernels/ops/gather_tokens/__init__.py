@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
 from vr_kernels.ops._registration import wrapped
 from vr_kernels.ops._tokens import (
     TokenRequest,
@@ -18,7 +18,7 @@ from vr_kernels.ops._tokens import (
     token_rows_of,
     typical_request,
 )
-from vr_kernels.ops._triton import support, token_launch
+from vr_kernels.ops._triton import token_launch
 from vr_kernels.ops.gather_tokens import op, reference
 
 __all__ = ["gather_tokens"]
@@ -114,7 +114,7 @@ def _check(given: tuple[Any, ...], subclass: str | None) -> TokenRequest:
 def _plan(given: tuple[Any, ...], subclass: str | None, norm_eps: float, backend: str | None) -> str:
     request = _check(given, subclass)
     arguments = Arguments("gather_tokens")
-    arguments.number("norm_eps", norm_eps)
+    arguments.number("norm_eps", norm_eps, optional=False)
     return OPERATOR.select(request, backend)
 
 
@@ -122,7 +122,7 @@ OPERATOR: Operator[TokenRequest] = Operator(
     "gather_tokens",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("triton", refuses=token_launch.refuses, passed_over=support.experimental),
+        Backend("triton", refuses=token_launch.refuses, passed_over=experimental),
         Backend("reference"),
     ),
     _request,

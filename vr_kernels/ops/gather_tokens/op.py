@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import define_operator, refuse_double_backward, shortest_call
+from vr_kernels.ops._registration import asked_for, define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops._token_kernel import TokenKernel
 from vr_kernels.ops._token_native import NativeTokens
 from vr_kernels.ops._triton.token_launch import TritonTokens
@@ -83,8 +83,9 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> Any:
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
-    d_stream, d_weight = gather_tokens_backward(grad_out, *ctx.saved_tensors, ctx.norm_eps, needs, ctx.backend)
-    return d_stream if needs[0] else None, None, d_weight if needs[1] else None, None, None, None, None
+    gradients = gather_tokens_backward(grad_out, *ctx.saved_tensors, ctx.norm_eps, needs, ctx.backend)
+    d_stream, d_weight = asked_for(gradients, needs)
+    return d_stream, None, d_weight, None, None, None, None
 
 
 gather_tokens_backward = define_operator(

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vr_kernels.ops import _cuda, _native
 from vr_kernels.ops._arguments import Arguments, check_index_values, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops._triton import support
 from vr_kernels.ops._windows import WindowRequest, typical_request, windows_of
 from vr_kernels.ops.local_attention import op, reference
@@ -70,7 +70,7 @@ def local_attention(
     keys: list[Tensor] = [*key] if shared else [key]  # type: ignore[list-item]
     query, keys, value = cast_for_autocast(query, keys, value)
     given = signatures(query, value, window_index, attention_bias, saliency, *keys)
-    request, chosen, scale = _plan(given, shared, scale, backend)
+    request, chosen, scale = _plan(given, shared, scale, return_lse, return_attention, backend)
     if shared:
         keys = [level.unsqueeze(-2) for level in keys]
     values = [] if value is None else [value]
@@ -103,7 +103,7 @@ def _request(
     **options: Any,
 ) -> WindowRequest:
     shared = isinstance(key, (list, tuple))
-    keys = key if shared else [key]
+    query, keys, value = cast_for_autocast(query, [*key] if shared else [key], value, cast=stand_in)
     return _check(signatures(query, value, window_index, attention_bias, saliency, *keys), shared)
 
 
@@ -123,20 +123,12 @@ def _check(given: tuple[Any, ...], shared: bool) -> WindowRequest:
         2: "(M, D) a level",
     }[rank]
     arguments.rank("key", levels[0], {rank: form})
-    heads, width = q.shape[-2:]
+    heads = q.shape[-2]
     kv_heads = 1 if shared else levels[0].shape[-2]
     channels = sum(level.shape[-1] for level in levels)
-    if heads == 0 or width == 0:
-        raise arguments.error(f"query has {heads} heads of width {width}; both must be at least 1")
-    if channels != width:
-        raise arguments.error(f"key has width {channels}, query has {width}; they must be equal")
-    if kv_heads == 0 or heads % kv_heads != 0:
-        raise arguments.error(f"key has {kv_heads} heads, query has {heads}; the key's must divide the query's")
-    index = None
-    if window_index is not None:
-        index = arguments.tensor("window_index", window_index)
-        arguments.same_device("window_index", index, q)
     rows = levels[0].shape[: len(q.shape) - 2]
+    arguments.heads(q, levels[0]._replace(shape=(*rows, kv_heads, channels)))
+    index = None if window_index is None else arguments.index("window_index", window_index, q)
     windows = windows_of(arguments, q.shape[:-2], "key", rows, index)
     if value is not None:
         v = arguments.companion("value", value, q)
@@ -152,10 +144,18 @@ def _check(given: tuple[Any, ...], shared: bool) -> WindowRequest:
 
 @remember
 def _plan(
-    given: tuple[Any, ...], shared: bool, scale: float | None, backend: str | None
+    given: tuple[Any, ...],
+    shared: bool,
+    scale: float | None,
+    return_lse: bool,
+    return_attention: bool,
+    backend: str | None,
 ) -> tuple[WindowRequest, str, float]:
     request = _check(given, shared)
-    Arguments("local_attention").number("scale", scale)
+    arguments = Arguments("local_attention")
+    arguments.number("scale", scale)
+    arguments.flag("return_lse", return_lse)
+    arguments.flag("return_attention", return_attention)
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(request.channels) if scale is None else scale
 
 
@@ -163,8 +163,8 @@ OPERATOR: Operator[WindowRequest] = Operator(
     "local_attention",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("triton", refuses=support.refuses_windows, passed_over=support.experimental),
-        Backend("cuda", refuses=_cuda.refuses_windows, passed_over=_cuda.experimental),
+        Backend("triton", refuses=support.refuses_windows, passed_over=experimental),
+        Backend("cuda", refuses=_cuda.refuses_windows, passed_over=experimental),
         Backend("reference"),
     ),
     _request,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vr_kernels.ops._arguments import check_index_values
-from vr_kernels.ops._window_kernel import WindowKernel, WindowProblem, plain, unit_inner
+from vr_kernels.ops._layout import plain, unit_inner
+from vr_kernels.ops._window_kernel import WindowKernel, WindowProblem
 from vr_kernels.ops._windows import Windows, scatter_windows, windows_between
 
 

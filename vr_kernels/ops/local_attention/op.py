@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.ops._cuda import CudaKernel
-from vr_kernels.ops._registration import (
-    define_operator,
-    intercepted,
-    recording,
-    refuse_double_backward,
-    refuse_other_modes,
-)
+from vr_kernels.ops._registration import asked_for, define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops._triton.launch import TritonKernel
 from vr_kernels.ops._window_kernel import WindowKernel
 from vr_kernels.ops._window_native import NativeKernel
@@ -90,76 +84,28 @@ def _fake_backward(
     ]
 
 
-def _gradients(saved: Any, asks: Any, levels: tuple[int, int], scale: float, backend: str, *grads: Any) -> list[Any]:
-    """The saved tensors' gradients, in the order (query, window_index, attention_bias, saliency, *keys, *values)."""
-    query, window_index, attention_bias, saliency, attention, *tensors = saved
-    n_keys, n_values = levels
-    wants_query, _, wants_bias, wants_saliency, *wants = asks
-    needs = [wants_query, wants_bias, wants_saliency, any(wants[:n_keys]), any(wants[n_keys:])]
-    keys, values = tensors[:n_keys], tensors[n_keys : n_keys + n_values]
-    small = (window_index, attention_bias, saliency, attention)
-    d_query, d_bias, d_saliency, *d_levels = local_attention_backward(
-        *grads, query, keys, values, *small, scale, needs, backend
-    )
-    gradients = [d_query, None, d_bias, d_saliency, *d_levels]
-    return [gradient if ask else None for gradient, ask in zip(gradients, asks, strict=True)]
-
-
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     query, keys, values, window_index, attention_bias, saliency, ctx.scale, ctx.backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.levels = (len(keys), len(values))
+    ctx.key_levels = len(keys)
     ctx.save_for_backward(query, window_index, attention_bias, saliency, output[1], *keys, *values)
 
 
 def _autograd(ctx: Any, *grads: Any) -> Any:
-    query, keys, values, *others, _, _ = ctx.needs_input_grad
-    asks = [query, *others, *keys, *values]
-    d_query, *d_small = _gradients(ctx.saved_tensors, asks, ctx.levels, ctx.scale, ctx.backend, *grads)
-    d_levels = d_small[3:]
-    return d_query, d_levels[: len(keys)], d_levels[len(keys) :], *d_small[:3], None, None
-
-
-class EagerLocalAttention(torch.autograd.Function):
-    """The same autograd rule without torch's dispatcher in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, levels: tuple[int, int], scale: float, backend: str, *tensors: Any) -> Any:
-        query, window_index, attention_bias, saliency, *all_levels = tensors
-        keys, values = all_levels[: levels[0]], all_levels[levels[0] :]
-        output = forward(query, keys, values, window_index, attention_bias, saliency, scale, backend)
-        _setup_context(ctx, (query, keys, values, window_index, attention_bias, saliency, scale, backend), output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        asks = ctx.needs_input_grad[3:]
-        return None, None, None, *_gradients(ctx.saved_tensors, asks, ctx.levels, ctx.scale, ctx.backend, *grads)
+    query, window_index, attention_bias, saliency, attention, *levels = ctx.saved_tensors
+    keys, values = levels[: ctx.key_levels], levels[ctx.key_levels :]
+    asks = ctx.needs_input_grad
+    needs = [asks[0], asks[4], asks[5], any(asks[1]), any(asks[2])]
+    small = (window_index, attention_bias, saliency, attention)
+    d_query, d_bias, d_saliency, *d_levels = local_attention_backward(
+        *grads, query, keys, values, *small, ctx.scale, needs, ctx.backend
+    )
+    d_keys, d_values = d_levels[: ctx.key_levels], d_levels[ctx.key_levels :]
+    return tuple(asked_for((d_query, d_keys, d_values, None, d_bias, d_saliency, None, None), asks))
 
 
 local_attention_backward = define_operator(
     BACKWARD_SCHEMA, _backward, _fake_backward, backward=refuse_double_backward("local_attention")
 )
 local_attention = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
-
-
-def run(
-    query: Tensor,
-    keys: list[Tensor],
-    values: list[Tensor],
-    window_index: Tensor | None,
-    attention_bias: Tensor | None,
-    saliency: Tensor | None,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One checked call, by the shortest way that what surrounds it allows."""
-    tensors = (query, *keys, *values, attention_bias, saliency)
-    refuse_other_modes("local_attention", tensors)
-    arguments = (query, keys, values, window_index, attention_bias, saliency, scale, backend)
-    if intercepted(tensors):
-        return local_attention(*arguments)  # type: ignore[no-any-return]
-    if not recording(tensors):
-        return forward(*arguments)
-    flat = (query, window_index, attention_bias, saliency, *keys, *values)
-    return EagerLocalAttention.apply((len(keys), len(values)), scale, backend, *flat)  # type: ignore[no-any-return,no-untyped-call]
+run = shortest_call(local_attention, forward, _setup_context, _autograd)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vr_kernels.ops._arguments import Arguments, check_index_values, remember, signatures
 from vr_kernels.ops._dispatch import Operator, register
-from vr_kernels.ops._registration import cast_for_autocast, wrapped
+from vr_kernels.ops._registration import cast_for_autocast, stand_in, wrapped
 from vr_kernels.ops._windows import WindowRequest, typical_request, windows_of
 from vr_kernels.ops.local_cross_attention import absorbed, op, reference, unabsorbed
 from vr_kernels.ops.local_cross_attention.backends import BACKENDS
@@ -96,7 +96,15 @@ def local_cross_attention(
     biases = (key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
     given = signatures(query, key_weight, value_weight, window_index, *biases, *levels)
     request, chosen, scale = _plan(
-        given, wrapped(key_weight, value_weight), num_heads, norm_groups, saliency_on, norm_eps, scale, backend
+        given,
+        wrapped(key_weight, value_weight),
+        num_heads,
+        norm_groups,
+        saliency_on,
+        norm_eps,
+        scale,
+        return_attention,
+        backend,
     )
     if chosen in COMPOSITE:
         check_index_values("local_cross_attention", window_index, request.windows.row_count)
@@ -121,7 +129,8 @@ def local_cross_attention(
         )
     else:
         options = (num_heads, norm_eps, norm_groups == "level", saliency_on == "feature", scale)
-        out, attention = op.run(query, levels, (key_weight, value_weight, window_index, *biases), options, chosen)
+        tensors = (query, levels, key_weight, value_weight, window_index, *biases)
+        out, attention = op.run(*tensors, *options, chosen)
     return (out, attention.to(query.dtype)) if return_attention else out
 
 
@@ -143,10 +152,12 @@ def _request(
     saliency_on: str = "value",
     **options: Any,
 ) -> WindowRequest:
-    levels = features if isinstance(features, (list, tuple)) else [features]
+    subclass = wrapped(key_weight, value_weight)
+    levels = [*features] if isinstance(features, (list, tuple)) else [features]
+    query, levels, key_weight, value_weight = cast_for_autocast(query, levels, key_weight, value_weight, cast=stand_in)
     biases = (key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency)
     given = signatures(query, key_weight, value_weight, window_index, *biases, *levels)
-    return _check(given, wrapped(key_weight, value_weight), num_heads, norm_groups, saliency_on)
+    return _check(given, subclass, num_heads, norm_groups, saliency_on)
 
 
 def _check(
@@ -163,7 +174,7 @@ def _check(
     rank = len(q.shape)
     arguments.rank("features", levels[0], {rank: "(B, H, W, D) a level" if rank == 4 else "(M, D) a level"})
     width, channels = q.shape[-1], sum(level.shape[-1] for level in levels)
-    if not isinstance(num_heads, int) or num_heads < 1 or width == 0 or width % num_heads != 0:
+    if type(num_heads) is not int or num_heads < 1 or width == 0 or width % num_heads != 0:
         raise arguments.error(f"num_heads is {num_heads}, query has width {width}; it must be a positive divisor of it")
     for name, weight in (("key_weight", key_weight), ("value_weight", value_weight)):
         got = arguments.companion(name, weight, q)
@@ -172,10 +183,7 @@ def _check(
                 f"{name} has shape {got.shape}; it must be (E, C) = {(width, channels)}, "
                 "the query's width by the features' widths together"
             )
-    index = None
-    if window_index is not None:
-        index = arguments.tensor("window_index", window_index)
-        arguments.same_device("window_index", index, q)
+    index = None if window_index is None else arguments.index("window_index", window_index, q)
     rows = levels[0].shape[:-1]
     windows = windows_of(arguments, q.shape[:-1], "features", rows, index)
     key_bias, value_bias, norm_weight, norm_bias, attention_bias, saliency = biases
@@ -188,10 +196,8 @@ def _check(
     bias_shapes = [(num_heads, windows.slots), (windows.count, num_heads, windows.slots)]
     arguments.auxiliary("attention_bias", attention_bias, q, bias_shapes)
     arguments.auxiliary("saliency", saliency, q, [rows])
-    if norm_groups not in ("all", "level"):
-        raise arguments.error(f'norm_groups is {norm_groups!r}; it must be "all" or "level"')
-    if saliency_on not in ("value", "feature"):
-        raise arguments.error(f'saliency_on is {saliency_on!r}; it must be "value" or "feature"')
+    arguments.choice("norm_groups", norm_groups, ("all", "level"))
+    arguments.choice("saliency_on", saliency_on, ("value", "feature"))
     return WindowRequest(
         q.device.type, q.dtype, subclass, windows=windows, heads=num_heads, channels=channels, levels=len(levels)
     )
@@ -206,12 +212,14 @@ def _plan(
     saliency_on: str,
     norm_eps: float,
     scale: float | None,
+    return_attention: bool,
     backend: str | None,
 ) -> tuple[WindowRequest, str, float]:
     request = _check(given, subclass, num_heads, norm_groups, saliency_on)
     arguments = Arguments("local_cross_attention")
     arguments.number("scale", scale)
-    arguments.number("norm_eps", norm_eps)
+    arguments.number("norm_eps", norm_eps, optional=False)
+    arguments.flag("return_attention", return_attention)
     head_dim = given[0][0][-1] // num_heads
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(head_dim) if scale is None else scale
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vr_kernels.ops import _cuda, _native
-from vr_kernels.ops._dispatch import Backend
+from vr_kernels.ops._dispatch import Backend, experimental
 from vr_kernels.ops._triton import support
 from vr_kernels.ops._windows import WindowRequest
 
@@ -18,10 +18,10 @@ def _projects_less(request: WindowRequest) -> str | None:
 
 BACKENDS: tuple[Backend[WindowRequest], ...] = (
     Backend("cpu", refuses=_native.refuses_cpu, passed_over=_projects_less),
-    Backend("triton", refuses=support.refuses_windows, passed_over=support.experimental),
-    Backend("triton_fused", refuses=support.refuses_windows, passed_over=support.experimental),
-    Backend("cuda", refuses=_cuda.refuses_windows, passed_over=_cuda.experimental),
-    Backend("cuda_fused", refuses=_cuda.refuses_windows, passed_over=_cuda.experimental),
+    Backend("triton", refuses=support.refuses_windows, passed_over=experimental),
+    Backend("triton_fused", refuses=support.refuses_windows, passed_over=experimental),
+    Backend("cuda", refuses=_cuda.refuses_windows, passed_over=experimental),
+    Backend("cuda_fused", refuses=_cuda.refuses_windows, passed_over=experimental),
     Backend("unabsorbed"),
     Backend("absorbed", passed_over=lambda request: "the stock-PyTorch form of cpu's algebra, kept as a baseline"),
     Backend("reference", passed_over=lambda request: "the definition"),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vr_kernels.ops._arguments import check_index_values
-from vr_kernels.ops._window_kernel import FeatureNorm, WindowKernel, WindowProblem, plain
+from vr_kernels.ops._layout import plain
+from vr_kernels.ops._window_kernel import FeatureNorm, WindowKernel, WindowProblem
 from vr_kernels.ops._windows import gather_windows, windows_between
 from vr_kernels.ops._workspace import workspace
 

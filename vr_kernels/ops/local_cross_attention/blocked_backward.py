@@ -220,9 +220,8 @@ class Gradients:
             shared = problem.attention_bias is not None and problem.attention_bias.dim() == 2
             return self.d_scores.sum(0) if shared else self.d_scores
         if name == "saliency":
-            return (
-                None if self.d_slots is None else scatter_windows(self.d_slots, problem.windows, problem.window_index)
-            )
+            assert self.d_slots is not None
+            return scatter_windows(self.d_slots, problem.windows, problem.window_index)
         return {"query": self.d_query, "norm_weight": self.d_gamma}[name]
 
     def of_features(self, features: Sequence[Tensor]) -> list[Tensor]:

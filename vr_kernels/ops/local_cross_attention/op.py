@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import (
-    define_operator,
-    intercepted,
-    recording,
-    refuse_double_backward,
-    refuse_other_modes,
-)
+from vr_kernels.ops._registration import asked_for, define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops.local_cross_attention import blocked, blocked_backward, cuda, fused, native, triton
 
 _TENSORS = """Tensor query, Tensor[] features, Tensor key_weight, Tensor value_weight, Tensor? window_index,
@@ -71,18 +65,6 @@ def _fake_backward(
     ]
 
 
-def _gradients(saved: Any, asks: Any, options: Any, backend: str, *grads: Any) -> list[Any]:
-    """The saved tensors' gradients: query, the nine other tensors in the schema's order, then each feature level."""
-    query, *tensors = saved[:11]  # the last one is the attention
-    features = list(saved[11:])
-    wants = [asks[0], asks[1], asks[2], *asks[4:10]]  # NEEDS has no window_index
-    results = local_cross_attention_backward(
-        *grads, query, features, *tensors, *options, [*wants, any(asks[10:])], backend
-    )
-    gradients = [*results[:3], None, *results[3:]]
-    return [gradient if ask else None for gradient, ask in zip(gradients, asks, strict=True)]
-
-
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     query, features, *tensors = inputs[:11]
     *ctx.options, ctx.backend = inputs[11:]
@@ -91,40 +73,20 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _autograd(ctx: Any, *grads: Any) -> Any:
-    asks_query, asks_features, *asks = ctx.needs_input_grad[:11]
-    flat = [asks_query, *asks, *asks_features]
-    d_query, *d_tensors = _gradients(ctx.saved_tensors, flat, ctx.options, ctx.backend, *grads)
-    return d_query, d_tensors[9:], *d_tensors[:9], *[None] * (len(ctx.options) + 1)
-
-
-class EagerLocalCrossAttention(torch.autograd.Function):
-    """The same autograd rule without torch's dispatcher in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, options: Any, backend: str, query: Tensor, *tensors: Any) -> Any:
-        inputs = (query, list(tensors[9:]), *tensors[:9], *options, backend)
-        output = forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        asks = ctx.needs_input_grad[2:]
-        return None, None, *_gradients(ctx.saved_tensors, asks, ctx.options, ctx.backend, *grads)
+    query, *tensors = ctx.saved_tensors[:11]  # the last one is the attention
+    features = list(ctx.saved_tensors[11:])
+    asks = ctx.needs_input_grad
+    needs = [asks[0], asks[2], asks[3], *asks[5:11], any(asks[1])]  # in the order of NEEDS, without window_index
+    d_query, d_key_weight, d_value_weight, *others = local_cross_attention_backward(
+        *grads, query, features, *tensors, *ctx.options, needs, ctx.backend
+    )
+    d_others, d_features = others[:6], others[6:]
+    no_options = [None] * (len(ctx.options) + 1)
+    return tuple(asked_for((d_query, d_features, d_key_weight, d_value_weight, None, *d_others, *no_options), asks))
 
 
 local_cross_attention_backward = define_operator(
     BACKWARD_SCHEMA, backward, _fake_backward, backward=refuse_double_backward("local_cross_attention")
 )
 local_cross_attention = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
-
-
-def run(query: Tensor, features: list[Tensor], tensors: Any, options: Any, backend: str) -> tuple[Tensor, Tensor]:
-    """One checked call, by the shortest way that its surroundings allow; ``tensors`` and ``options`` as the schema."""
-    everything = (query, *features, *tensors)
-    refuse_other_modes("local_cross_attention", everything)
-    if intercepted(everything):
-        return local_cross_attention(query, features, *tensors, *options, backend)  # type: ignore[no-any-return]
-    if not recording(everything):
-        return forward(query, features, *tensors, *options, backend)
-    return EagerLocalCrossAttention.apply(options, backend, query, *tensors, *features)  # type: ignore[no-any-return,no-untyped-call]
+run = shortest_call(local_cross_attention, forward, _setup_context, _autograd)

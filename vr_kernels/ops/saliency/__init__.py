@@ -12,7 +12,7 @@ from vr_kernels.ops import _importance
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._dispatch import Operator, register
 from vr_kernels.ops._importance import ImportanceRequest
-from vr_kernels.ops._registration import cast_for_autocast
+from vr_kernels.ops._registration import cast_for_autocast, stand_in
 from vr_kernels.ops.attention_importance import OPERATOR as ROWS
 from vr_kernels.ops.attention_importance import row_weights
 
@@ -72,6 +72,7 @@ def _squash(weights: Tensor, kind: str) -> Tensor:
 
 
 def _request(cls_query: Any, key: Any, **options: Any) -> ImportanceRequest:
+    cls_query, key = cast_for_autocast(cls_query, key, cast=stand_in)
     return _check(signatures(cls_query, key))
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
+from vr_kernels.ops._registration import stand_in
 from vr_kernels.ops._tokens import TokenRequest, check_token_rows, stream_of, token_rows_of, typical_request
-from vr_kernels.ops._triton import support, token_launch
+from vr_kernels.ops._triton import token_launch
 from vr_kernels.ops.scatter_add_tokens import op, reference
 
 __all__ = ["scatter_add_tokens"]
@@ -47,7 +48,7 @@ def scatter_add_tokens(
              [0., 0.],
              [1., 1.]]])
     """
-    if torch._C._is_any_autocast_enabled() and isinstance(hidden_states, Tensor) and isinstance(update, Tensor):
+    if _is_cast(hidden_states, update):
         update = update.to(hidden_states.dtype)
     chosen = _plan(signatures(hidden_states, token_rows, update), backend)
     if chosen != "reference":
@@ -57,7 +58,14 @@ def scatter_add_tokens(
     return reference.scatter_add_tokens(hidden_states, token_rows, update)
 
 
+def _is_cast(hidden_states: Any, update: Any) -> bool:
+    tensors = isinstance(hidden_states, Tensor) and isinstance(update, Tensor)
+    return tensors and torch._C._is_any_autocast_enabled()
+
+
 def _request(hidden_states: Any, token_rows: Any, update: Any) -> TokenRequest:
+    if _is_cast(hidden_states, update):
+        update = stand_in(update, hidden_states.dtype)
     return _check(signatures(hidden_states, token_rows, update))
 
 
@@ -81,7 +89,7 @@ OPERATOR: Operator[TokenRequest] = Operator(
     "scatter_add_tokens",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("triton", refuses=token_launch.refuses, passed_over=support.experimental),
+        Backend("triton", refuses=token_launch.refuses, passed_over=experimental),
         Backend("reference"),
     ),
     _request,

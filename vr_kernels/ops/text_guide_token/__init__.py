@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
 from vr_kernels.ops._tokens import TokenRequest, stream_of, typical_request
-from vr_kernels.ops._triton import support, token_launch
+from vr_kernels.ops._triton import token_launch
 from vr_kernels.ops.text_guide_token import op, reference
 
 __all__ = ["text_guide_token"]
@@ -72,7 +72,7 @@ OPERATOR: Operator[TokenRequest] = Operator(
     "text_guide_token",
     (
         Backend("cpu", refuses=_native.refuses_cpu),
-        Backend("triton", refuses=token_launch.refuses, passed_over=support.experimental),
+        Backend("triton", refuses=token_launch.refuses, passed_over=experimental),
         Backend("reference"),
     ),
     _request,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vr_kernels.ops import _native
 from vr_kernels.ops._arguments import Arguments, equal, remember, signatures
-from vr_kernels.ops._dispatch import Backend, Operator, register
-from vr_kernels.ops._registration import cast_for_autocast, recording, wrapped
+from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
+from vr_kernels.ops._registration import cast_for_autocast, recording, stand_in, wrapped
 from vr_kernels.ops._triton import support
 from vr_kernels.ops.token_fusion import linear, op, reference
 from vr_kernels.ops.token_fusion.patches import Patches, PatchRequest, typical_request
@@ -80,9 +80,11 @@ def patch_linear(
 def _request(
     features: Any, weight: Any, bias: Any = None, *, kernel_size: int = 1, activation: str | None = None
 ) -> PatchRequest:
-    levels = features if isinstance(features, (list, tuple)) else [features]
-    recorded = recording([tensor for tensor in (weight, bias, *levels) if isinstance(tensor, Tensor)])
-    return _check(signatures(weight, bias, *levels), wrapped(weight, bias), recorded, kernel_size, activation)
+    levels = [*features] if isinstance(features, (list, tuple)) else [features]
+    recorded = recording((weight, bias, *levels))
+    subclass = wrapped(weight, bias)
+    weight, levels = cast_for_autocast(weight, levels, cast=stand_in)
+    return _check(signatures(weight, bias, *levels), subclass, recorded, kernel_size, activation)
 
 
 def _check(
@@ -91,11 +93,8 @@ def _check(
     """All that can be refused from shapes, dtypes, devices and options: signatures as ``_request`` orders them."""
     weight, bias, *features = given
     arguments = Arguments("patch_linear", query="features")
-    if not features:
-        raise arguments.error("features is an empty sequence; it must hold at least one level")
-    first = arguments.tensor("features" if len(features) == 1 else "features[0]", features[0])
-    arguments.floating("features", first)
-    levels = arguments.levels("features", features, first)
+    levels = arguments.levels("features", features)
+    first = levels[0]
     arguments.rank("features", first, {4: "(B, H, W, D) a level"})
     if not isinstance(kernel_size, int) or isinstance(kernel_size, bool) or kernel_size < 1:
         raise arguments.error(f"kernel_size is {kernel_size!r}; it must be an integer of at least 1")
@@ -157,7 +156,7 @@ OPERATOR: Operator[PatchRequest] = Operator(
     "patch_linear",
     (
         Backend("cpu", refuses=_native.refuses_cpu, passed_over=_little_work),
-        Backend("triton", refuses=support.refuses, passed_over=support.experimental),
+        Backend("triton", refuses=support.refuses, passed_over=experimental),
         Backend("linear"),
         Backend("reference", passed_over=lambda request: "the definition, by conv2d"),
     ),

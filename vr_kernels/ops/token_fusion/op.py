@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import (
-    define_operator,
-    intercepted,
-    recording,
-    refuse_double_backward,
-    refuse_other_modes,
-)
+from vr_kernels.ops._registration import asked_for, define_operator, refuse_double_backward, shortest_call
 from vr_kernels.ops.token_fusion import blocked, native, triton
 
 _CALL = "Tensor[] features, Tensor weight, Tensor? bias, int kernel_size, str? activation"
@@ -73,56 +66,17 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(weight, bias, *features)
 
 
-def _gradients(ctx: Any, asks: Sequence[bool], grad_out: Tensor) -> list[Tensor | None]:
-    """Of weight, bias and each level, as asked for."""
-    weight, bias, *features = ctx.saved_tensors
-    needs = [asks[0], asks[1], any(asks[2:])]
-    options = (ctx.kernel_size, ctx.activation, needs, ctx.backend)
-    gradients = patch_linear_backward(grad_out, features, weight, bias, *options)
-    return [gradient if ask else None for gradient, ask in zip(gradients, asks, strict=True)]
-
-
 def _autograd(ctx: Any, grad_out: Tensor) -> Any:
-    asks_features, asks_weight, asks_bias, *_ = ctx.needs_input_grad
-    d_weight, d_bias, *d_features = _gradients(ctx, [asks_weight, asks_bias, *asks_features], grad_out)
-    return d_features, d_weight, d_bias, None, None, None
-
-
-class EagerPatchLinear(torch.autograd.Function):
-    """The same autograd rule without torch's dispatcher in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, options: Any, weight: Tensor, bias: Tensor | None, *features: Tensor) -> Tensor:
-        inputs = (features, weight, bias, *options)
-        output = forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
-        return None, *_gradients(ctx, ctx.needs_input_grad[1:], grad_out)
+    weight, bias, *features = ctx.saved_tensors
+    asks = ctx.needs_input_grad
+    needs = [asks[1], asks[2], any(asks[0])]
+    options = (ctx.kernel_size, ctx.activation, needs, ctx.backend)
+    d_weight, d_bias, *d_features = patch_linear_backward(grad_out, features, weight, bias, *options)
+    return tuple(asked_for((d_features, d_weight, d_bias, None, None, None), asks))
 
 
 patch_linear_backward = define_operator(
     BACKWARD_SCHEMA, _backward, _fake_backward, backward=refuse_double_backward("patch_linear")
 )
 patch_linear = define_operator(SCHEMA, forward, _fake, setup_context=_setup_context, backward=_autograd)
-
-
-def run(
-    features: list[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    kernel_size: int,
-    activation: str | None,
-    backend: str,
-) -> Tensor:
-    """One checked call, by the shortest way that what surrounds it allows."""
-    tensors = (weight, bias, *features)
-    refuse_other_modes("patch_linear", tensors)
-    if intercepted(tensors):
-        return patch_linear(features, weight, bias, kernel_size, activation, backend)  # type: ignore[no-any-return]
-    if not recording(tensors):
-        return forward(features, weight, bias, kernel_size, activation, backend)
-    options = (kernel_size, activation, backend)
-    return EagerPatchLinear.apply(options, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+run = shortest_call(patch_linear, forward, _setup_context, _autograd)

@@ -41,7 +41,7 @@ class TritonPatches:
     def forward(
         self, features: Sequence[Tensor], weight: Tensor, bias: Tensor | None, kernel_size: int, activation: str | None
     ) -> Tensor:
-        from vr_kernels.ops._triton.patch_linear import patch_linear_forward
+        from vr_kernels.ops.token_fusion.triton_kernels import patch_linear_forward
 
         patches, width = Patches.of(features[0].shape[:-1], kernel_size), weight.shape[0]
         out = weight.new_empty(*patches.shape, width)

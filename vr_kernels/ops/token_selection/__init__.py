@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
+from vr_kernels.ops._arguments import Arguments, Signature, is_readable, refuse_outside, remember, signatures
 from vr_kernels.ops.token_selection import reference
 from vr_kernels.ops.token_selection.reference import remaining_tokens, take_tokens
 
@@ -132,8 +132,7 @@ def _check_merge(given: tuple[Any, ...], count: Any, merge: Any) -> None:
             raise arguments.error(f"kept has {kept.shape[1]} rows, hidden has {left}; it can keep no more than those")
         left -= kept.shape[1]
     _check_count(arguments, count, left, "the rows that are left to be merged")
-    if merge not in MERGES:
-        raise arguments.error(f'merge is {merge!r}; it must be "sum" or "mean"')
+    arguments.choice("merge", merge, MERGES)
 
 
 def _check_rows(arguments: Arguments, name: str, got: Signature, hidden: Signature, form: str, rank: int) -> None:
@@ -151,15 +150,9 @@ def _check_count(arguments: Arguments, count: Any, available: int, what: str) ->
 
 def _check_kept_values(kept: Tensor, rows: int) -> None:
     """Refuse rows that do not exist or repeat. Reads data: plain CPU tensors, untraced code only."""
-    if kept.numel() == 0 or kept.device.type != "cpu" or torch.compiler.is_compiling() or type(kept) is not Tensor:
+    if not is_readable(kept):
         return
-    low, high = torch.aminmax(kept)
-    if int(low) < 0 or int(high) >= rows:
-        sequence, slot = ((kept < 0) | (kept >= rows)).nonzero()[0].tolist()
-        raise ValueError(
-            f"merge_contextual_tokens: kept[{sequence}, {slot}] is {int(kept[sequence, slot])}; "
-            f"it must be a row of hidden in [0, {rows})"
-        )
+    refuse_outside("merge_contextual_tokens", "kept", kept, 0, rows, f"a row of hidden in [0, {rows})")
     ordered = kept.sort(-1).values
     repeated = (ordered[:, 1:] == ordered[:, :-1]).nonzero()
     if len(repeated) > 0:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import TwoSlopeNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import SubFigure
 from torch import Tensor
 
 
@@ -26,7 +24,9 @@ def merged_over(zipped: Tensor, dominant: int) -> np.ndarray:
     return colours
 
 
-def draw(photograph: Tensor, attention: Tensor, saliency: Tensor, zipped: Tensor, dominant: int, path: Path) -> None:
+def draw(
+    figure: SubFigure, photograph: Tensor, attention: Tensor, saliency: Tensor, zipped: Tensor, dominant: int
+) -> None:
     """photograph (3, pixels, pixels), 0 to 1; attention (n_h, n_w, h, K), saliency (H, W) and zipped (H, W), numbers of
     tokens of which the first ``dominant`` are patches, of the whole of it."""
     weights, slots = over_grid(attention), attention.shape[-1]
@@ -34,7 +34,6 @@ def draw(photograph: Tensor, attention: Tensor, saliency: Tensor, zipped: Tensor
     grid, size = weights.shape[0], photograph.shape[-1]
     pixels = photograph.permute(1, 2, 0).numpy()
 
-    figure = Figure(figsize=(13, 12.4), layout="constrained")
     left, middle, below, right = figure.subplots(2, 2).flat
     left.imshow(pixels)
     left.set_title(f"{grid}x{grid} features, one token for each window of {window}x{window}")
@@ -61,4 +60,3 @@ def draw(photograph: Tensor, attention: Tensor, saliency: Tensor, zipped: Tensor
     figure.suptitle(
         "vr_kernels on a SigLIP vision transformer's features\nrandom weights: the pattern shows mechanics, not meaning"
     )
-    figure.savefig(path, dpi=120)

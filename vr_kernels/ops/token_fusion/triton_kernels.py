@@ -1,4 +1,4 @@
-"""A strided convolution over levels as one GEMM whose left operand is gathered tile by tile."""
+"""patch_linear in Triton: a strided convolution over levels as one GEMM whose left operand is gathered tile by tile."""
 
 # mypy: ignore-errors
 import triton

@@ -1,0 +1,38 @@
+"""The sizes that modules are built with and the widths of what they are given: checks that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_positive(operation: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{operation}: {name} is {size}; it must be at least 1")
+
+
+def head_width(operation: str, width_name: str, width: int, num_heads: int, head_dim: int | None) -> int:
+    """``head_dim``, or what each of the heads has of ``width`` where it is None."""
+    if head_dim is None and width % num_heads != 0:
+        raise ValueError(
+            f"{operation}: num_heads is {num_heads}, {width_name} is {width}; "
+            f"give head_dim, or a num_heads that divides {width_name}"
+        )
+    head_dim = width // num_heads if head_dim is None else head_dim
+    check_positive(operation, head_dim=head_dim)
+    return head_dim
+
+
+def levels_of(
+    operation: str, features: Tensor | Sequence[Tensor], dims: tuple[int, ...], dims_name: str = "feature_dims"
+) -> list[Tensor]:
+    """One tensor a level, of the widths ``dims``."""
+    levels = [features] if isinstance(features, Tensor) else list(features)
+    widths = tuple(level.shape[-1] for level in levels)
+    if widths != dims:
+        raise ValueError(
+            f"{operation}: features have widths {widths}, {dims_name} is {dims}; give one tensor a level, in that order"
+        )
+    return levels
