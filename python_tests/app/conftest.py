@@ -19,6 +19,8 @@ from python_tests.models import _folders, _llava_vr
 CHROMIUM = os.environ.get("CHROMIUM") or "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 SECONDS = 60
+# One thread, and no proxy between the browser, the server and itself.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 # In the order of their columns. The last one's template refuses a word, as templates of some models do.
 NAMES = ["Vision Remember", "pooled", "strict"]
@@ -50,22 +52,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     models = [word for name in NAMES for word in ("--model", f"{name}={folder / name}")]
+    (folder / "temporary").mkdir()
     options = ["--examples", folder / "examples", "--max-new-tokens", "6", "--port", port]
     command = [sys.executable, "-c", "from vr_kernels.cli import main; main()", "app", *models, *map(str, options)]
+    environment = os.environ | ENVIRONMENT | {"TMPDIR": str(folder / "temporary")}
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | quiet()) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
     ):
         assert process.stdout is not None
         said = process.stdout.readline()  # printed once the page is served
         assert said.startswith(f"Page: http://127.0.0.1:{port}/"), (folder / "log").read_text()
         yield Server(f"http://127.0.0.1:{port}/", folder)
         process.terminate()
-
-
-def quiet() -> dict[str, str]:
-    """One thread, and no proxy between the browser, the server and itself."""
-    return {"OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    assert list((folder / "temporary").glob("vr-kernels-app-*")) == []  # what was uploaded is gone
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(server: Server, browser: Any) -> Iterator[Any]:
+def page(browser: Any, server: Server) -> Iterator[Any]:
     """Opened, and ready for keys. In the end every request was one to the server, and no script had failed."""
     context = browser.new_context(viewport={"width": 1300, "height": 1000})
     opened = context.new_page()

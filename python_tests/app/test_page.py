@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -15,8 +16,8 @@ from python_tests.app.conftest import NAMES, REFUSED, Server
 from vr_kernels.models.inference import Assistant, open_image
 from vr_kernels.models.prompts import user_message
 
-pytest.importorskip("gradio", reason="the extra test-app is not installed")
-pytest.importorskip("playwright", reason="the extra test-app is not installed")
+missing = [package for package in ("gradio", "playwright") if find_spec(package) is None]
+pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs the extra test-app: {', '.join(missing)} missing")
 
 
 def upload(page: Any, file: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +44,7 @@ def app(
             for name, folder in folders.items():
                 tell(name)
                 contenders.append(Contender(name, folder, device=device.value, dtype=dtype.value))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # ends the page as Ctrl+C does
         # What is uploaded lies where only this user can read it, and is gone when the page ends.
         with tempfile.TemporaryDirectory(prefix="vr-kernels-app-") as uploads:
             os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read by Gradio's import

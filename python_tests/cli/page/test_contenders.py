@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,9 +49,16 @@ def test_an_answer_ends_with_its_time(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_recording_what_it_saw_is_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contender = Contender("name", folder)
-    monkeypatch.setattr(Sight, "record", lambda *given: time.sleep(0.5))
-    assert contender.ask(_llava_vr.image(), "w1", Limits(new_tokens=1)).seconds < 0.5
+    contender, now = Contender("name", folder), [0.0]
+
+    def wait(seconds: float) -> float:
+        now[0] += seconds
+        return now[0]
+
+    monkeypatch.setattr("vr_kernels.cli.page.contenders.time", SimpleNamespace(perf_counter=lambda: wait(1)))
+    monkeypatch.setattr(Sight, "record", lambda *given: wait(1000))
+    answer = contender.ask(_llava_vr.image(), "w1", Limits(new_tokens=3))
+    assert (answer.first_seconds, answer.seconds) == (1, 2)
 
 
 def test_a_model_that_cannot_be_asked_is_known_when_it_is_loaded(tmp_path: Path) -> None:
