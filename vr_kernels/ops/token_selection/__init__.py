@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._arguments import Arguments, Signature, remember, signatures
+from vr_kernels.ops._arguments import Arguments, Signature, is_readable, remember, signatures
 from vr_kernels.ops.token_selection import reference
 from vr_kernels.ops.token_selection.reference import remaining_tokens, take_tokens
 
@@ -151,7 +151,7 @@ def _check_count(arguments: Arguments, count: Any, available: int, what: str) ->
 
 def _check_kept_values(kept: Tensor, rows: int) -> None:
     """Refuse rows that do not exist or repeat. Reads data: plain CPU tensors, untraced code only."""
-    if kept.numel() == 0 or kept.device.type != "cpu" or torch.compiler.is_compiling() or type(kept) is not Tensor:
+    if kept.numel() == 0 or not is_readable(kept):
         return
     low, high = torch.aminmax(kept)
     if int(low) < 0 or int(high) >= rows:
