@@ -232,3 +232,40 @@ def test_nothing_is_recorded_where_gradients_are_off(subject: Subject) -> None:
             out = subject.run("cpu")(**call)[0]
         assert not out.requires_grad
         assert torch.equal(out, expected)
+
+
+@over_operators
+def test_results_may_be_written_to_before_backward(subject: Subject) -> None:
+    """``out += residual``: autograd lets nobody write into a view that a custom function made."""
+    function, call = subject.run("cpu"), subject.call(dtype=torch.float32)
+    cotangents = random_cotangents(function, call)
+
+    def doubled(**call: Any) -> tuple[Tensor, ...]:
+        return tuple(
+            result.mul_(2) if result.requires_grad and not is_saved else result * 2
+            for result, is_saved in zip(function(**call), saved, strict=True)
+        )
+
+    # The weights of the attention are kept for the backward pass: a write to them is an error, as it should be.
+    saved = [bool(i == len(cotangents) - 1 and subject.outputs.get("return_attention")) for i in range(len(cotangents))]
+    expected = evaluate(lambda **call: tuple(result * 2 for result in function(**call)), call, cotangents)
+    for name, result in evaluate(doubled, call, cotangents).items():
+        torch.testing.assert_close(result, expected[name], msg=name)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@over_operators
+def test_a_traced_call_is_no_constant(subject: Subject) -> None:
+    """torch.jit.trace sees an operator only where it passes torch's dispatcher."""
+    function, call, other = subject.run("cpu"), subject.call(dtype=torch.float32), subject.call(dtype=torch.float32)
+    name = leading_argument(call)
+    first = call[name][0] if isinstance(call[name], list) else call[name]
+    others = other[name][0] if isinstance(other[name], list) else other[name]
+
+    def of_first(tensor: Tensor) -> Tensor:
+        value = [tensor, *call[name][1:]] if isinstance(call[name], list) else tensor
+        return function(**{**call, name: value})[0]
+
+    with torch.no_grad():
+        traced = torch.jit.trace(of_first, first, check_trace=False)
+        torch.testing.assert_close(traced(others), of_first(others))

@@ -298,3 +298,11 @@ def test_bad_merges_are_refused(change: dict[str, Any], error: type[Exception], 
     call = {"hidden": HIDDEN, "metric": METRIC, "count": 2, "kept": torch.tensor([[0, 1], [3, 4]])} | change
     with pytest.raises(error, match=f"merge_contextual_tokens: {message}"):
         merge_contextual_tokens(**call)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_kept_rows_may_differ_over_a_vmap() -> None:
+    hidden, kept = torch.randn(3, 2, 9, 4), torch.randint(0, 9, (3, 2, 1))
+    out = torch.func.vmap(lambda h, k: merge_contextual_tokens(h, h, 3, kept=k).targets)(hidden, kept)
+    for i in range(3):
+        assert torch.equal(out[i], merge_contextual_tokens(hidden[i], hidden[i], 3, kept=kept[i]).targets)

@@ -52,7 +52,7 @@ def remember(check: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(check)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return check(*args, **kwargs)
         try:
             return remembered(*args, **kwargs)  # type: ignore[arg-type]

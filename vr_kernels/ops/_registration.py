@@ -72,14 +72,16 @@ def refuse_other_modes(operator: str, tensors: Sequence[Tensor | None]) -> None:
 
 
 def intercepted(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether something wants to see the operator itself: a compiler, a torch mode, functorch, autocast, a subclass, or
-    a tensor whose memory holds the opposite of its numbers (``x.conj().imag``), which the dispatcher writes out.
+    """Whether something wants to see the operator itself: a compiler or tracer, a torch mode, functorch, autocast, a
+    subclass, or a tensor whose memory holds the opposite of its numbers (``x.conj().imag``), which the dispatcher writes
+    out.
 
     If not, torch's dispatcher can be skipped, which is most of a small call's cost: the kernel is called as it is, or
     from an ``autograd.Function``.
     """
     if (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
@@ -185,6 +187,12 @@ def asked_for(gradients: Sequence[Any], asks: Sequence[Any]) -> list[Any]:
 def stand_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor of that dtype and of this one's shape and device, of one number: for who asks for nothing else."""
     return tensor.new_empty((), dtype=dtype).expand(tensor.shape)
+
+
+def as_output(tensor: Tensor, *shape: int) -> Tensor:
+    """A contiguous tensor in the shape that an operator returns, and no view: autograd refuses to let anybody write
+    into a view that a custom function made, as ``out += residual`` does."""
+    return torch.ops.aten._unsafe_view(tensor, shape)  # type: ignore[no-any-return]
 
 
 def cast_for_autocast(query: Tensor, *arguments: Any, cast: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vr_kernels.ops._arguments import check_index_values
 from vr_kernels.ops._layout import plain, unit_inner
+from vr_kernels.ops._registration import as_output
 from vr_kernels.ops._window_kernel import WindowKernel, WindowProblem
 from vr_kernels.ops._windows import Windows, scatter_windows, windows_between
 
@@ -53,9 +54,9 @@ def forward(
     lse = query.new_empty(n, heads, 1, dtype=torch.float32)
     kernel.forward(problem, unit_inner(query.reshape(n, heads, width)), out, attention, lse)
     return (
-        out.view(*leading, heads, out.shape[-1]),
-        attention.view(*leading, heads, attention.shape[-1]),
-        lse.view(*leading, heads),
+        as_output(out, *leading, heads, out.shape[-1]),
+        as_output(attention, *leading, heads, attention.shape[-1]),
+        as_output(lse, *leading, heads),
     )
 
 

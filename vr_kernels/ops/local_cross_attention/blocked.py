@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vr_kernels.ops._arguments import check_index_values
 from vr_kernels.ops._layout import plain
+from vr_kernels.ops._registration import as_output
 from vr_kernels.ops._window_kernel import FeatureNorm, WindowKernel, WindowProblem
 from vr_kernels.ops._windows import gather_windows, windows_between
 from vr_kernels.ops._workspace import workspace
@@ -190,7 +191,8 @@ def forward(
             engine.kernel.forward(call.of_block(block), rows, rows, attention[at], None)  # in place: u becomes g
             out[at] = torch.bmm(u, w_v.transpose(1, 2)).transpose(0, 1)
     add_value_bias(call, out, attention, value_bias)
-    return out.to(query.dtype).view(query.shape), attention.view(*windows.leading, h, windows.slots)
+    attention = as_output(attention, *windows.leading, h, windows.slots)
+    return as_output(out.to(query.dtype), *query.shape), attention
 
 
 def add_value_bias(call: Call, out: Tensor, attention: Tensor, value_bias: Tensor | None) -> None:

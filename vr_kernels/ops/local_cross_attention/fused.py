@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vr_kernels.ops._registration import as_output
 from vr_kernels.ops._window_kernel import WindowProblem
 from vr_kernels.ops._windows import gather_windows
 from vr_kernels.ops.local_cross_attention import blocked_backward
@@ -89,7 +90,8 @@ def forward(
     out = torch.empty_like(call.query, memory_format=torch.contiguous_format)  # (N, h, d)
     engine.kernel.project(problem, _pooling_weights(problem, attention), call.value_weight, out)
     add_value_bias(call, out, attention, value_bias)
-    return out.view(query.shape), attention.view(*problem.windows.leading, h, problem.windows.slots)
+    attention = as_output(attention, *problem.windows.leading, h, problem.windows.slots)
+    return as_output(out, *query.shape), attention
 
 
 def backward(engine: FusedEngine, *inputs: Any) -> list[Tensor]:

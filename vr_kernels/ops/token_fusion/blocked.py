@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vr_kernels.ops._registration import as_output
 from vr_kernels.ops._workspace import workspace
 from vr_kernels.ops.token_fusion.patches import Patches, as_matrix, side_by_side
 
@@ -73,7 +74,7 @@ def forward(
     joined = side_by_side(features)
     rows = None if joined is None else as_matrix(joined, patches)
     if rows is not None:
-        return engine.linear(rows, weight, bias, activation).view(*patches.shape, width)
+        return as_output(engine.linear(rows, weight, bias, activation), *patches.shape, width)
     blocks = -(-n // engine.block_rows(n, weight.dtype))
     step = -(-n // blocks)
     levels = features if joined is None else [joined]
@@ -88,7 +89,7 @@ def forward(
         else:
             out[first : first + step] = result
     assert out is not None
-    return out.view(*patches.shape, width)
+    return as_output(out, *patches.shape, width)
 
 
 def backward(
