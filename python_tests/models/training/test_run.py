@@ -139,6 +139,24 @@ def test_the_folder_of_another_run_is_not_written_over(folder: Path) -> None:
         run(folder)
 
 
+def test_tiles_that_the_tower_cannot_make_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"image_grid_pinpoints is .* multiples of the tower's 24 pixels"):
+        run(folder, image_grid_pinpoints=[[30, 60]])
+
+
+def test_a_model_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(
+        OSError, match=r"TrainConfig: model is '.*nowhere'; it must be a folder .* or the name of a model"
+    ):
+        run(folder, model=str(folder / "nowhere"))
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_refused(folder: Path) -> None:
+    (folder / "file").touch()
+    with pytest.raises(ValueError, match=r"output_dir .*file is a file; it must be a folder"):
+        run(folder, output_dir=str(folder / "file"))
+
+
 def test_the_second_phase_starts_from_the_model_of_the_first(folder: Path) -> None:
     first = run(folder, phase=1, image_grid_pinpoints=[], chat_template="plain", max_steps=1)
     config = json.loads((first.model / "config.json").read_text())

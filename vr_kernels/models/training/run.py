@@ -128,6 +128,8 @@ def training_arguments(config: TrainConfig) -> Any:
 
 
 def _check_output(folder: Path, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"TrainConfig: output_dir {folder} is a file; it must be a folder, or not be there")
     if not resume and ((folder / MODEL).exists() or checkpoints(folder)):
         raise ValueError(f"TrainConfig: output_dir {folder} holds another run; resume it, or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,12 +141,18 @@ def _load_config(config: TrainConfig) -> Any:
 
     from vr_kernels.models.llava_vr import LlavaVRConfig  # and so the Auto classes know it
 
-    model = AutoConfig.from_pretrained(config.model)
-    if config.image_grid_pinpoints is not None:
-        if not isinstance(model, LlavaVRConfig):
-            raise ValueError(f"TrainConfig: image_grid_pinpoints is for LLaVA-VR, and the model is {model.model_type}")
-        model.image_grid_pinpoints = config.image_grid_pinpoints
-    return model
+    try:
+        model = AutoConfig.from_pretrained(config.model)
+    except OSError as reason:
+        raise OSError(
+            f"TrainConfig: model is {config.model!r}; it must be a folder that save_pretrained wrote, or the name of a "
+            f"model on the hub: {reason}"
+        ) from reason
+    if config.image_grid_pinpoints is None:
+        return model
+    if not isinstance(model, LlavaVRConfig):
+        raise ValueError(f"TrainConfig: image_grid_pinpoints is for LLaVA-VR, and the model is {model.model_type}")
+    return LlavaVRConfig.from_dict(model.to_dict(), image_grid_pinpoints=config.image_grid_pinpoints)
 
 
 def _load_processor(config: TrainConfig, model: Any) -> tuple[Any, str | None]:
