@@ -94,7 +94,7 @@ def test_no_model_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("image", "reason"),
-    [("absent.png", "there is no such file"), ("text.png", "cannot be read"), ("cut.png", "cannot be read")],
+    [("absent.png", "is missing"), ("text.png", "cannot be read"), ("cut.png", "cannot be read")],
 )
 def test_no_image_is_refused_before_the_model_is_loaded(folder: Path, image: str, reason: str) -> None:
     refused(generate(folder / "absent", "--image", folder / image), f"image {folder / image}", reason)

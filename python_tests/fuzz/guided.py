@@ -1,4 +1,4 @@
-"""A coverage-guided fuzzer at the doors for files from outside: ``python -m python_tests.fuzz.guided DOOR --seconds 60``.
+"""A coverage-guided fuzzer at the doors for outside files: ``python -m python_tests.fuzz.guided DOOR --seconds 60``.
 
 Without a door it lists them. It ends at the first fault, with its traceback and the bytes that lead to it.
 """

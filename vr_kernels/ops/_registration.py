@@ -73,7 +73,7 @@ def refuse_other_modes(operator: str, tensors: Sequence[Tensor | None]) -> None:
 
 def intercepted(tensors: Sequence[Tensor | None]) -> bool:
     """Whether something wants to see the operator itself: a compiler or tracer, a torch mode, functorch, autocast, a
-    subclass, or a tensor whose memory holds the opposite of its numbers (``x.conj().imag``), which the dispatcher writes
+    subclass, or a tensor whose memory holds the opposite of its numbers (``x.conj().imag``): the dispatcher writes it
     out.
 
     If not, torch's dispatcher can be skipped, which is most of a small call's cost: the kernel is called as it is, or

@@ -45,7 +45,7 @@ class BlockedEngine(Engine, Protocol):
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
         """rows (n, K), weight (O, K), bias (O,) of one dtype -> (n, O)."""
 
-    def block_rows(self, patches: int, dtype: torch.dtype) -> int:
+    def block_rows(self, patches: int) -> int:
         """How many patches a block has."""
 
 
@@ -75,7 +75,7 @@ def forward(
     rows = None if joined is None else as_matrix(joined, patches)
     if rows is not None:
         return as_output(engine.linear(rows, weight, bias, activation), *patches.shape, width)
-    blocks = -(-n // engine.block_rows(n, weight.dtype))
+    blocks = -(-n // engine.block_rows(n))
     step = -(-n // blocks)
     levels = features if joined is None else [joined]
     buffer = workspace("patch rows", (step, weight.shape[1]), weight.dtype, weight.device)

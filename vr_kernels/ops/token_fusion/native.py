@@ -44,7 +44,7 @@ class NativePatches:
     def scatter(self, rows: Tensor, levels: Sequence[Tensor], patches: Patches) -> None:
         _move(module().scatter_patches, levels, patches, 0, rows)
 
-    def block_rows(self, patches: int, dtype: torch.dtype) -> int:
+    def block_rows(self, patches: int) -> int:
         return max(min(patches // PART, MOST_ROWS), LEAST_ROWS)
 
 

@@ -34,7 +34,7 @@ class TokenFusionBench(Bench[FusionCase, Inputs]):
         return tuple(result.detach() for result in exact)
 
     def contender(self, name: str, case: FusionCase) -> Contender[Inputs]:
-        return contenders.make_contender(name, case)
+        return contenders.make_contender(name)
 
     def chosen(self, case: FusionCase, x: Inputs) -> str:
         return contenders.chosen_backend(x)

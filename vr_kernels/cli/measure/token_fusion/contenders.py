@@ -11,7 +11,7 @@ from torch import Tensor
 
 import vr_kernels
 from vr_kernels.cli.measure.bench import Contender, results
-from vr_kernels.cli.measure.token_fusion.cases import FusionCase, Inputs
+from vr_kernels.cli.measure.token_fusion.cases import Inputs
 
 Forward = Callable[[Inputs], Tensor]
 
@@ -57,7 +57,7 @@ EAGER: dict[str, tuple[str, Forward]] = {
 }
 
 
-def make_contender(name: str, case: FusionCase) -> Contender[Inputs]:
+def make_contender(name: str) -> Contender[Inputs]:
     """A contender by name; what cannot run here shows when it is first called."""
     what, forward = EAGER[name.removeprefix("compiled_")]
     if name.startswith("compiled_"):
