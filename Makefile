@@ -90,7 +90,7 @@ test-threads: $(VENV)/.with-test
 FUZZ_EXAMPLES ?= 2000
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.with-test $(VENV)/.with-fuzz
-	VR_KERNELS_FUZZ=$(FUZZ_EXAMPLES) $(PYTEST) python_tests/fuzz
+	VR_KERNELS_FUZZ=$(FUZZ_EXAMPLES) $(PYTEST) -rP python_tests/fuzz
 	set -e; for door in $$($(BIN)/python -m python_tests.fuzz.guided); do \
 	    $(BIN)/python -m python_tests.fuzz.guided $$door --seconds $(FUZZ_SECONDS); \
 	done

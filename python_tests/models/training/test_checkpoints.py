@@ -30,7 +30,12 @@ def test_a_folder_gets_its_name_once_its_content_is_on_the_disk(
     assert not (tmp_path / STAGING).exists()
 
 
-def test_a_folder_of_the_same_name_makes_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_of_the_same_name_makes_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(checkpoints, "_exchange", lambda one, other: False)
     for content in ("old", "new"):
         checkpoints.publish(stage(tmp_path, "model", content), tmp_path / "model")
     assert (tmp_path / "model" / "weights").read_text() == "new"

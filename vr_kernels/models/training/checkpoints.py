@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -12,14 +13,19 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Renames a folder once everything in it is on the disk; one that has the final name already makes way."""
+    """Renames a folder once everything in it is on the disk; one that has the final name already makes way.
+
+    Whenever the process is killed the final name is that of a whole folder; but on a file system that cannot exchange
+    two names at once there is none for a moment, where one makes way.
+    """
     for path in (*staged.rglob("*"), staged):
         _flush(path)
-    if final.exists():
-        old = staged.with_name(f"{staged.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    staged.rename(final)
+    if not (final.exists() and _exchange(staged, final)):
+        if final.exists():
+            old = staged.with_name(f"{staged.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+        staged.rename(final)
     _flush(final.parent)
     shutil.rmtree(staged.parent)
 
@@ -39,6 +45,13 @@ def keep_newest(folder: Path, number: int | None) -> None:
         doomed.parent.mkdir(exist_ok=True)
         path.rename(doomed)
         shutil.rmtree(doomed.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Gives each of two folders the other's name, at once; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _flush(path: Path) -> None:
