@@ -17,11 +17,20 @@ from vr_kernels.cli.checks import require
 from vr_kernels.cli.generate import Dtype
 from vr_kernels.cli.progress import progress
 
+# Of a clone: the small models of the reproduction, which name the digits of a row: "row 3 :".
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "models"
+SMALL_MODELS = {"pooled": "digits-pooled", "Vision Remember": "digits-vision-remember"}
+SMALL_IMAGES = "digits-questions"
+
 
 def app(
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=DIR", help="A column's title, and a folder that save_pretrained wrote. Repeatable."),
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A column's title, and a folder that save_pretrained wrote. Repeatable. "
+            "Default, in a clone: the small models that name digits, asked as in 'row 3 :'.",
+        ),
     ] = None,
     examples: Annotated[Path | None, typer.Option(metavar="DIR", help="Images that may be picked.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
@@ -37,7 +46,9 @@ def app(
     from vr_kernels.cli.page.uploads import images_in
 
     try:
-        folders = named_folders(model or [])
+        folders = named_folders(model) if model else small_models()
+        if examples is None and not model:
+            examples = RESULTS / SMALL_IMAGES
         offered = [] if examples is None else images_in(examples)
         contenders = []
         with progress("loading") as tell:
@@ -60,10 +71,8 @@ def named_folders(models: list[str]) -> dict[str, Path]:
     """From NAME=DIR.
 
     Raises:
-        ValueError: none; one without name or folder; a name given twice.
+        ValueError: one without name or folder; a name given twice.
     """
-    if not models:
-        raise ValueError("no model is named; --model NAME=DIR names one, and may be repeated")
     folders: dict[str, Path] = {}
     for model in models:
         name, _, folder = model.partition("=")
@@ -73,3 +82,13 @@ def named_folders(models: list[str]) -> dict[str, Path]:
             raise ValueError(f"--model {model}: another model has this name")
         folders[name] = Path(folder)
     return folders
+
+
+def small_models() -> dict[str, Path]:
+    """
+    Raises:
+        ValueError: an installation without them.
+    """
+    if not RESULTS.is_dir():
+        raise ValueError("no model is named; --model NAME=DIR names one, and may be repeated")
+    return {name: RESULTS / folder for name, folder in SMALL_MODELS.items()}
