@@ -196,10 +196,8 @@ def _check(
     bias_shapes = [(num_heads, windows.slots), (windows.count, num_heads, windows.slots)]
     arguments.auxiliary("attention_bias", attention_bias, q, bias_shapes)
     arguments.auxiliary("saliency", saliency, q, [rows])
-    if norm_groups not in ("all", "level"):
-        raise arguments.error(f'norm_groups is {norm_groups!r}; it must be "all" or "level"')
-    if saliency_on not in ("value", "feature"):
-        raise arguments.error(f'saliency_on is {saliency_on!r}; it must be "value" or "feature"')
+    arguments.choice("norm_groups", norm_groups, ("all", "level"))
+    arguments.choice("saliency_on", saliency_on, ("value", "feature"))
     return WindowRequest(
         q.device.type, q.dtype, subclass, windows=windows, heads=num_heads, channels=channels, levels=len(levels)
     )

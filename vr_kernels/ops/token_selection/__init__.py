@@ -132,8 +132,7 @@ def _check_merge(given: tuple[Any, ...], count: Any, merge: Any) -> None:
             raise arguments.error(f"kept has {kept.shape[1]} rows, hidden has {left}; it can keep no more than those")
         left -= kept.shape[1]
     _check_count(arguments, count, left, "the rows that are left to be merged")
-    if merge not in MERGES:
-        raise arguments.error(f'merge is {merge!r}; it must be "sum" or "mean"')
+    arguments.choice("merge", merge, MERGES)
 
 
 def _check_rows(arguments: Arguments, name: str, got: Signature, hidden: Signature, form: str, rank: int) -> None:
