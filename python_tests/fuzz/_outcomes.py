@@ -61,7 +61,8 @@ class Verdicts:
             raise
         numbers = [x[x.isfinite()].abs() for x in exact.values() if x.is_floating_point()]
         scale = float(torch.cat([x.flatten() for x in (*numbers, torch.ones(1))]).max())
-        ill_conditioned = any(bool((x.abs() > LARGE).any()) for x in floating_tensors(call).values())
+        numbers = floating_tensors(map_tensors(call, collapsed)).values()
+        ill_conditioned = any(bool((x.abs() > LARGE).any()) for x in numbers)
         for name, result in results.items():
             close = None if ill_conditioned else scale
             self._compare(target.name, name, result, same[name], exact[name], close)
@@ -118,12 +119,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def as_double(tensor: Tensor) -> Tensor:
-    """The same numbers in float64, expanded where they were: an axis may be huge."""
-    if tensor.layout != torch.strided or tensor.is_meta:
+    """The same numbers in float64, expanded where they were."""
+    return collapsed(tensor).double().expand(tensor.shape)
+
+
+def collapsed(tensor: Tensor) -> Tensor:
+    """One of what is repeated by ``expand``: an axis may be huge."""
+    if 0 in tensor.shape:
         return tensor
-    sizes = [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-    first = tensor[tuple(slice(0, size) for size in sizes)] if 0 not in tensor.shape else tensor
-    return first.double().expand(tensor.shape)
+    repeated = [stride == 0 for stride in tensor.stride()]
+    return tensor[tuple(slice(0, 1) if one else slice(None) for one in repeated)]
 
 
 def is_readable(tensor: Any) -> bool:

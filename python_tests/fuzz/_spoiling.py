@@ -130,6 +130,13 @@ def renumbered(draw: st.DrawFn, tensor: Tensor) -> Tensor:
     return changed
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it can be spoilt once more: real numbers of more than a byte, in memory."""
+    small = tensor.is_floating_point() and tensor.itemsize == 1
+    in_memory = tensor.layout == torch.strided and not tensor.is_meta and tensor.numel() < HUGE
+    return in_memory and not small and not tensor.is_complex()
+
+
 def tensors_of(call: Call) -> list[tuple[str, int | None]]:
     """Where the call has tensors: by name, and by place in a list."""
     places: list[tuple[str, int | None]] = []
@@ -176,7 +183,7 @@ def spoilt_calls(draw: st.DrawFn, target: Target) -> Call:
         if what in ("size", "number", "kind") and places:
             place = draw(st.sampled_from(places))
             tensor = at(call, place)
-            if tensor.is_complex() or tensor.is_meta or tensor.layout != torch.strided or tensor.numel() > HUGE // 2:
+            if not is_plain(tensor):
                 continue
             if what == "kind":
                 value: Any = draw(st.sampled_from(KINDS))(tensor)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import vr_kernels
-from python_tests._cases import Call, leading_argument, map_tensors
+from python_tests._cases import DTYPES, Call, leading_argument, map_tensors
 from python_tests._errors import evaluate, random_cotangents
-from python_tests._operators import SUBJECTS, Subject, over, over_backends
+from python_tests._operators import PATCH_LINEAR, SUBJECTS, Subject, over, over_backends
 
 
 @over_backends()
@@ -63,6 +64,22 @@ def test_a_location_that_is_no_number_is_outside(place: float, backend: str) -> 
     torch.testing.assert_close(out, torch.ones(1, 1, 1, 4))
 
 
+@over_backends("reference", subjects=[PATCH_LINEAR])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_bias_whose_elements_lie_apart_is_read_where_it_lies(
+    subject: Subject, backend: str, dtype: torch.dtype
+) -> None:
+    # oneDNN, which the CPU backend calls, read past the end of an expanded bias.
+    call = subject.call(dtype=dtype, bias=True)
+    function, bias = subject.run(backend), call["bias"]
+    for other in (bias[:1].expand(bias.shape), torch.stack([bias, bias + 99], 1)[:, 0]):
+        expected = function(**(call | {"bias": other.contiguous()}))
+        tolerance = (
+            8 * torch.finfo(dtype).eps
+        )  # torch's GEMMs round otherwise where their operands are strided otherwise
+        torch.testing.assert_close(function(**(call | {"bias": other})), expected, rtol=tolerance, atol=tolerance)
+
+
 KEYS = torch.ones(1, 4, 4, 1, 8)
 STREAM = torch.ones(1, 3, 2)
 ROWS = torch.tensor([[0, 1]])
@@ -75,6 +92,9 @@ WORDS: dict[str, tuple[Callable[..., Any], Call]] = {
         (vr_kernels.local_attention, {"query": KEYS, "key": KEYS, "scale": 10**400}),
     "local_attention: backend is ['cpu']; it must be None or one of":
         (vr_kernels.local_attention, {"query": KEYS, "key": KEYS, "backend": ["cpu"]}),
+    "cls_saliency: source is array":
+        (vr_kernels.cls_saliency,
+         {"cls_query": torch.ones(1, 2, 4), "key": torch.ones(1, 3, 2, 4), "source": np.ones(2)}),
     "gather_tokens: norm_eps is None; it must be a number":
         (vr_kernels.gather_tokens, {"hidden_states": STREAM, "token_rows": ROWS, "norm_eps": None}),
     "patch_linear: bias is a str; it must be a torch.Tensor":

@@ -192,7 +192,7 @@ class Arguments:
             raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a bool")
 
     def choice(self, name: str, value: Any, allowed: Sequence[str | None]) -> None:
-        if value not in allowed:
+        if not (value is None or isinstance(value, str)) or value not in allowed:
             words = " or ".join(["None" if one is None else f'"{one}"' for one in allowed])
             raise self.error(f"{name} is {value!r}; it must be {words}")
 

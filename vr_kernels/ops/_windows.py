@@ -147,7 +147,7 @@ def window_index_from_grid(
     sizes = (("height", height, 1), ("width", width, 1), ("n_h", n_h, 1), ("n_w", n_w, 1), ("batch", batch, 0))
     for name, size, least in sizes:
         arguments.integer(name, size, least)
-    if dtype not in (torch.int32, torch.int64):
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.int32, torch.int64):
         raise arguments.error(f"dtype is {dtype}; it must be torch.int32 or torch.int64")
     rows = batch * height * width
     if rows - 1 > torch.iinfo(dtype).max or max(height * (n_h + 2), width * (n_w + 2)) > torch.iinfo(torch.int64).max:

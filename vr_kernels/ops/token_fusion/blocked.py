@@ -67,7 +67,8 @@ def forward(
 ) -> Tensor:
     """(B, H/k, W/k, O)."""
     patches = Patches.of(features[0].shape[:-1], kernel_size)
-    weight, bias = weight.contiguous(), None if bias is None else bias.to(weight.dtype)
+    # oneDNN reads a bias as if its elements lay beside each other.
+    weight, bias = weight.contiguous(), None if bias is None else bias.to(weight.dtype).contiguous()
     n, width = patches.count, weight.shape[0]
     if n == 0:
         return weight.new_empty(*patches.shape, width)
