@@ -33,13 +33,13 @@ def signatures(*values: Any) -> tuple[Any, ...]:
     anything else."""
     return tuple(
         [
-            (value.shape, value.dtype, value.device)
-            if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
-            else value.layout
-            if isinstance(value, Tensor)
-            else None
+            None
             if value is None
             else type(value)
+            if not isinstance(value, Tensor)
+            else (value.shape, value.dtype, value.device)
+            if value.layout is torch.strided and not value.is_nested
+            else value.layout
             for value in values
         ]
     )

@@ -102,9 +102,9 @@ def wrapped(*tensors: Any) -> str | None:
     return None
 
 
-def recording(tensors: Sequence[Any]) -> bool:
-    """Whether autograd will want this call's gradient. What is no tensor is for the checks to refuse."""
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
+def recording(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd will want this call's gradient."""
+    return torch.is_grad_enabled() and True in [tensor is not None and tensor.requires_grad for tensor in tensors]
 
 
 def shortest_call(
@@ -190,9 +190,9 @@ def stand_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def as_output(tensor: Tensor, *shape: int) -> Tensor:
-    """A contiguous tensor in the shape that an operator returns, and no view: autograd refuses to let anybody write
-    into a view that a custom function made, as ``out += residual`` does."""
-    return torch.ops.aten._unsafe_view(tensor, shape)  # type: ignore[no-any-return]
+    """A new contiguous tensor, given the shape of equal size that an operator returns. Not by a view: autograd refuses
+    to let anybody write into a view that a custom function made, as ``out += residual`` does."""
+    return tensor.resize_(shape)
 
 
 def cast_for_autocast(query: Tensor, *arguments: Any, cast: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to) -> Any:

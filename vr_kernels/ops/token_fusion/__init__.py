@@ -65,7 +65,7 @@ def patch_linear(
     """
     levels = [*features] if isinstance(features, (list, tuple)) else [features]
     weight, levels = cast_for_autocast(weight, levels)
-    recorded = recording((weight, bias, *levels))
+    recorded = recording([tensor for tensor in (weight, bias, *levels) if isinstance(tensor, Tensor)])
     given = signatures(weight, bias, *levels)
     chosen = _plan(given, wrapped(weight, bias), recorded, kernel_size, activation, backend)
     matrix = weight if weight.dim() == 2 else weight.flatten(1)
@@ -81,7 +81,7 @@ def _request(
     features: Any, weight: Any, bias: Any = None, *, kernel_size: int = 1, activation: str | None = None
 ) -> PatchRequest:
     levels = [*features] if isinstance(features, (list, tuple)) else [features]
-    recorded = recording((weight, bias, *levels))
+    recorded = recording([tensor for tensor in (weight, bias, *levels) if isinstance(tensor, Tensor)])
     subclass = wrapped(weight, bias)
     weight, levels = cast_for_autocast(weight, levels, cast=stand_in)
     return _check(signatures(weight, bias, *levels), subclass, recorded, kernel_size, activation)
