@@ -141,7 +141,8 @@ TARGETS = (
         | {
             "heads": SIZES,
             "head_dim": st.sampled_from((1, 3, 8)),
-            "widths": st.sampled_from(((5,), (8, 3), (1, 2, 16))),
+            # None of two: the norm of two numbers that are almost one has no digits to compare.
+            "widths": st.sampled_from(((5,), (8, 3), (1, 7, 16))),
             "biases": FLAGS,
             "norm": st.sampled_from((None, "all", "level")),
             "saliency": st.sampled_from((None, "value", "feature")),

@@ -23,6 +23,10 @@ GROSS = 64
 # Numbers beyond it make a softmax choose by the rounding of its scores: then it only matters what is finite.
 LARGE = 1e3
 
+# Where a number that is none makes none of more than the reference does: the absorbed projections add its products with
+# other signs, and a log-sum-exp that is none reaches the columns that its row does not see.
+SPREADS = ("local_cross_attention", "attention_received")
+
 
 @dataclass
 class Verdicts:
@@ -62,7 +66,7 @@ class Verdicts:
         numbers = [x[x.isfinite()].abs() for x in exact.values() if x.is_floating_point()]
         scale = float(torch.cat([x.flatten() for x in (*numbers, torch.ones(1))]).max())
         numbers = floating_tensors(map_tensors(call, collapsed)).values()
-        ill_conditioned = any(bool((x.abs() > LARGE).any()) for x in numbers)
+        ill_conditioned = any(not bool((x.abs() <= LARGE).all()) for x in numbers)
         for name, result in results.items():
             close = None if ill_conditioned else scale
             self._compare(target.name, name, result, same[name], exact[name], close)
@@ -78,6 +82,8 @@ class Verdicts:
             assert torch.equal(result, same), f"{name} differs from the reference's"
             return
         finite = same.isfinite() & exact.isfinite()
+        if scale is None and operator in SPREADS:
+            return
         assert result[finite].isfinite().all(), f"{name} has no number where the reference's has one"
         result, same, exact = result[finite], same[finite], exact[finite]
         if result.numel() == 0 or scale is None:

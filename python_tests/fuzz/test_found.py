@@ -107,6 +107,10 @@ WORDS: dict[str, tuple[Callable[..., Any], Call]] = {
     "window_index_from_grid: batch, height and width are 65536, 256 and 256":  # 2**32 rows
         (vr_kernels.window_index_from_grid,
          {"height": 256, "width": 256, "n_h": 1, "n_w": 1, "batch": 65536, "dtype": torch.int32}),
+    "window_index_from_grid: batch, height and width are 9223372036854775808, 1 and 1":
+        (vr_kernels.window_index_from_grid, {"height": 1, "width": 1, "n_h": 1, "n_w": 1, "batch": 2**63}),
+    "window_index_from_grid: device is 9223372036854775808; torch cannot use it":
+        (vr_kernels.window_index_from_grid, {"height": 4, "width": 4, "n_h": 2, "n_w": 2, "device": 2**63}),
     "window_index_from_grid: device is 'nowhere'; torch cannot use it":
         (vr_kernels.window_index_from_grid, {"height": 4, "width": 4, "n_h": 2, "n_w": 2, "device": "nowhere"}),
 }  # fmt: skip

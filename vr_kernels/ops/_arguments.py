@@ -184,7 +184,7 @@ class Arguments:
             return
         try:
             torch.empty(0, device=value)
-        except (AssertionError, RuntimeError, TypeError) as reason:
+        except (AssertionError, RuntimeError, TypeError, ValueError) as reason:
             raise self.error(f"{name} is {value!r}; torch cannot use it: {str(reason).partition(chr(10))[0]}") from None
 
     def flag(self, name: str, value: Any) -> None:

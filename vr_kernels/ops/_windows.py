@@ -150,7 +150,7 @@ def window_index_from_grid(
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.int32, torch.int64):
         raise arguments.error(f"dtype is {dtype}; it must be torch.int32 or torch.int64")
     rows = batch * height * width
-    if rows - 1 > torch.iinfo(dtype).max or max(height * (n_h + 2), width * (n_w + 2)) > torch.iinfo(torch.int64).max:
+    if rows > torch.iinfo(dtype).max or max(height * (n_h + 2), width * (n_w + 2)) > torch.iinfo(torch.int64).max:
         raise arguments.error(
             f"batch, height and width are {batch}, {height} and {width}, n_h and n_w {n_h} and {n_w}; "
             f"rows are numbered in {dtype}, windows in torch.int64, and these are too many"
