@@ -67,7 +67,7 @@ def test_a_corrupt_image_ends_a_run_with_its_name(workers: int, tmp_path: Path) 
     done = command(tmp_path, global_batch_size=1, workers=workers)
     assert done.exit_code == 1
     said = done.stderr.splitlines()[-1]
-    assert said.startswith(f"vr-kernels train: sample 0 (id 'sample-0'): its image {image} cannot be read: ")
+    assert said.startswith(f"vr-kernels train: sample 0 (id 'sample-0'): image {image} cannot be read: ")
     assert "Traceback" not in done.output
 
 
