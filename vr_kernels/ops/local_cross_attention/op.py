@@ -73,8 +73,8 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _autograd(ctx: Any, *grads: Any) -> Any:
-    query, *tensors = ctx.saved_tensors[:11]  # the last one is the attention
-    features = list(ctx.saved_tensors[11:])
+    query, *saved = ctx.saved_tensors  # asked for once: under checkpointing it is computed for whoever asks
+    tensors, features = saved[:10], saved[10:]  # the last of the tensors is the attention
     asks = ctx.needs_input_grad
     needs = [asks[0], asks[2], asks[3], *asks[5:11], any(asks[1])]  # in the order of NEEDS, without window_index
     d_query, d_key_weight, d_value_weight, *others = local_cross_attention_backward(
