@@ -124,6 +124,8 @@ def test_the_rules_see_what_they_forbid() -> None:
 
 @pytest.mark.parametrize("name", ["vr_kernels", *MODULES])
 def test_examples_in_docstrings_run(name: str) -> None:
+    if "gradio" in source(name).read_text():
+        pytest.importorskip("gradio", reason="the page needs the extra app")
     module = importlib.import_module(name)
     failures, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failures == 0
