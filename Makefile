@@ -63,8 +63,8 @@ test-app: $(if $(CHROMIUM),$(VENV)/.with-test-app)
 # The tests of native code, on a second copy of the package whose native module checks every memory access. Its runtime
 # must be loaded before Python's own libraries. Leaks are not looked for: Python keeps memory until it ends.
 SANITIZED := $(CURDIR)/build/sanitizer
-PURE_PYTHON := registration fake_cuda gradcheck dispatch token_selection token_selection_refusals bidirectional_attention observation processes \
-    cls_saliency deformable_refusals
+PURE_PYTHON := registration fake_cuda gradcheck dispatch token_selection token_selection_refusals \
+    bidirectional_attention observation processes cls_saliency deformable_refusals
 # What adds no new access to memory, or too many of them to check one by one.
 UNSANITIZED := 250_repeats or reference_equals or compile or papers_shape or machine_code
 RUNTIME = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
