@@ -127,8 +127,11 @@ def test_an_image_may_come_as_a_file(model: Any, folder: Path, tmp_path: Path) -
 
 
 def test_tasks_of_several_rounds_are_refused_in_words(model: Any) -> None:
-    with pytest.raises(NotImplementedError, match="vr_kernels: tasks of several rounds are not supported"):
-        model.generate_until_multi_round([])
+    (asked,) = generations(GREEDY, GREEDY, GREEDY)[:1]
+    with pytest.raises(
+        ValueError, match="vr_kernels: task .+ is of output type generate_until_multi_round; it must be"
+    ):
+        model.generate_until_multi_round([asked])
 
 
 def test_an_unknown_argument_is_refused_with_the_known_ones(module: Any, folder: Path) -> None:

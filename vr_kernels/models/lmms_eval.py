@@ -92,7 +92,12 @@ class EvaluatedAssistant(Evaluated):
         return scores
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        raise NotImplementedError("vr_kernels: tasks of several rounds are not supported")
+        """lmms-eval wants one; a task that asks in several rounds is refused."""
+        tasks = sorted({request.args[-2] for request in requests})
+        raise ValueError(
+            f"vr_kernels: task {', '.join(tasks)} is of output type generate_until_multi_round; "
+            "it must be generate_until or loglikelihood"
+        )
 
     def _asked(self, context: str, *which: Any) -> tuple[list[Message], list[Any]]:
         """The message and its images; ``which`` is empty where there is no document."""
