@@ -1,2 +1,1 @@
-"""The page of ``vr-kernels app``. Gradio is known to ``layout``, ``column`` and ``privacy``; what they show is made by the
-other files, which are tested without it."""
+"""The page of ``vr-kernels app``. ``layout``, ``column`` and ``privacy`` know Gradio; the others are tested without."""
