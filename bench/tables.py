@@ -81,7 +81,7 @@ def _of_case(case: Record, others: list[str], stock: str) -> list[str]:
     ratios = [_spread(rows[name]["ratio"]) if name in rows else "" for name in others]
     peaks = [rows.get(name, {}).get("memory") for name in ("ours", stock)]
     megabytes = ["" if peak is None else f"{peak / 1e6:.0f}" for peak in peaks]
-    time, of_floor = f"{rows['ours']['seconds']['median'] * 1e3:.3g}", f"{rows['ours']['of_floor']:.0%}"
+    time, of_floor = _figure(rows["ours"]["seconds"]["median"] * 1e3), f"{rows['ours']['of_floor']:.0%}"
     return [case["case"]["name"], time, *ratios, of_floor, *megabytes]
 
 
@@ -91,7 +91,7 @@ def _details(case: Record) -> list[str]:
     if not found:
         return []
     header = [case["case"]["name"], *next(iter(found.values()))]
-    rows = [_line([name, *(f"{value:.3g}" for value in details.values())]) for name, details in found.items()]
+    rows = [_line([name, *map(_figure, details.values())]) for name, details in found.items()]
     return [_line(header), _line(["---", *["---:"] * (len(header) - 1)]), *rows, ""]
 
 
@@ -132,6 +132,11 @@ def _device(record: Record) -> tuple[str, str]:
 
 def _spread(spread: Record) -> str:
     return f"{spread['median']:.2f} ({spread['low']:.2f}-{spread['high']:.2f})"
+
+
+def _figure(value: float) -> str:
+    """Of three digits that count, and without an exponent."""
+    return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def _line(cells: list[str]) -> str:
