@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import inspect
 import io
-import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator
@@ -179,10 +178,3 @@ def test_the_figures_are_made_from_the_committed_records() -> None:
     made = tables()
     assert made.in_readme(README) == README
     assert made.page() == made.PAGE.read_text()
-
-
-def test_the_readme_s_digits_are_those_of_the_records() -> None:
-    records = ROOT / "docs" / "results" / "records"
-    rows = [json.loads((records / f"digits-{row}-0.json").read_text()) for row in ("pool", "control", "local", "full")]
-    said = " | ".join(f"{row['accuracy']['unseen']:.1%}".replace("%", " %") for row in rows)
-    assert f"| {said} |" in (ROOT / "README.md").read_text()

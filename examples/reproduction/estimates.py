@@ -35,7 +35,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 def decided(gain: Estimate, paper: float | None) -> str:
     """What the interval supports, in a word or two; ``paper`` is the gain there, if it has one."""
     if abs(gain.mean) <= gain.half:
-        return "no"
+        return "no" if math.isfinite(gain.half) else "one seed"
     if not paper:  # the paper has no such comparison, or no difference
         return "yes" if paper is None else "yes, unlike the paper"
     return "yes, as the paper" if (gain.mean > 0) == (paper > 0) else "yes, against the paper"

@@ -22,11 +22,12 @@ Made by `python -m examples.reproduction tables --task {task}` from the records 
 Accuracy is the share of {unit}s that are right in greedy answers to {images} questions a run, on what the training saw
 of and on what it did not; who does not look at the image gets {guess:.3f}. It is a mean over seeds with its 95 %
 interval (Student's t); a gain is taken seed by seed, on what is unseen. **decided** says whether a gain's interval
-leaves zero out, and where the paper has the comparison, whether with the paper's sign; the paper's figures are of other
-models and benchmarks. *last quarter* is what the last quarter of the steps added to the learning curve; a row without
-one was not trained. *tokens* are those of an image, the mean over the decoder's layers. The arithmetic is that of one
-prefill; TTFT is processor time of one thread, the median over runs; memory is the weights, and what a prefill adds at
-its peak. A dash is a figure that there is not; *missing* is a run without a record.
+leaves zero out, and where the paper has the comparison, whether with the paper's sign; one seed has no interval and
+decides nothing. The paper's figures are of other models and benchmarks. *last quarter* is what the last quarter of the
+steps added to the learning curve; a row without one was not trained. *tokens* are those of an image, the mean over the
+decoder's layers. The arithmetic is that of one prefill; TTFT is processor time of one thread, the median over runs;
+memory is the weights, and what a prefill adds at its peak. A dash is a figure that there is not; *missing* is a run
+without a record.
 """
 
 

@@ -109,7 +109,7 @@ def test_an_interval_is_that_of_student() -> None:
     ("gain", "paper", "words"),
     [
         (estimates.Estimate(0.1, 0.2), 0.3, "no"),
-        (estimates.Estimate(0.1, math.inf), None, "no"),
+        (estimates.Estimate(0.1, math.inf), None, "one seed"),
         (estimates.Estimate(0.1, 0.05), 0.3, "yes, as the paper"),
         (estimates.Estimate(-0.1, 0.05), 0.3, "yes, against the paper"),
         (estimates.Estimate(-0.1, 0.05), 0.0, "yes, unlike the paper"),
@@ -120,6 +120,15 @@ def test_a_gain_is_decided_where_its_interval_leaves_zero_out(
     gain: estimates.Estimate, paper: float | None, words: str
 ) -> None:
     assert estimates.decided(gain, paper) == words
+
+
+def test_the_readme_s_digits_are_those_of_the_records() -> None:
+    found = tables.read_records("digits", ["effect"], partial=True)
+    cells = []
+    for row in ("pool", "control", "local", "full"):
+        percent = estimates.estimate([100 * record["accuracy"]["unseen"] for record in found[row]])
+        cells.append(f"{percent.mean:.1f}" + (f" ± {percent.half:.1f}" if percent.spread else "") + " %")
+    assert f"| {' | '.join(cells)} |" in (records.ROOT / "README.md").read_text()
 
 
 def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
