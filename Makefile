@@ -65,8 +65,8 @@ test-app: $(if $(CHROMIUM),$(VENV)/.with-test-app)
 SANITIZED := $(CURDIR)/build/sanitizer
 PURE_PYTHON := registration fake_cuda gradcheck dispatch token_selection token_selection_refusals \
     bidirectional_attention observation processes cls_saliency deformable_refusals
-# What adds no new access to memory, or too many of them to check one by one.
-UNSANITIZED := 250_repeats or reference_equals or compile or papers_shape or machine_code
+# What runs in torch, adds no new access to memory, or too many of them to check one by one.
+UNSANITIZED := absorbed or 250_repeats or reference_equals or compile or papers_shape or machine_code
 RUNTIME = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 test-sanitizer: $(VENV)/.with-test
 	VR_KERNELS_SANITIZE=1 VR_KERNELS_CUDA=0 \
