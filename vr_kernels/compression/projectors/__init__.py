@@ -62,8 +62,8 @@ def build_projector(
 
     Args:
         name: a key of ``PROJECTORS``.
-        feature_dims: width of each level. ``PROJECTORS[name].default_levels(depth)`` says which levels the method's
-            authors take.
+        feature_dims: width of each level. ``PROJECTORS[name].default_levels(depth)`` says which levels the method
+            takes.
         hidden_size: width of the language model.
         window: (s_h, s_w), features a token stands for along each axis.
         options: of that class, ``device`` and ``dtype`` among them.
