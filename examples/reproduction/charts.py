@@ -1,4 +1,4 @@
-"""Charts: ten bars that matplotlib drew, of real measurements, and the question how high one of them is.
+"""Charts: ten bars that matplotlib drew, of real measurements, and the question how high three of them are.
 
 The tables are those that scikit-learn carries. A chart shows ten rows of one column, on a scale from 0, the column's
 least value, to 49, its greatest. Split by rows of the tables and by style sheets of matplotlib. There is no room for
@@ -7,6 +7,7 @@ text on 96x96 pixels: what the scale is has to be learned, and bars are counted 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,6 +21,7 @@ IMAGE_PIXELS = 96
 FIRST, WIDTH = 3, 9  # pixels: where the first bar's strip begins, and how wide each is
 HIGH = BARS * WIDTH  # of the axes
 UNSEEN_SHARE = 5  # one row of a table in so many is never trained on
+ASKED = 3  # bars
 HIGHEST_SHARE = 0.2  # of the questions
 STYLES = {
     "seen": (
@@ -36,13 +38,14 @@ class Chart(NamedTuple):
 
 
 class Charts(Task):
-    """ "bar 0 7 :" and the two digits of its value, or "which is highest :" and the two digits of its number."""
+    """ "bars 0 7 :" and the values of bars 7, 8 and 9, or "which are highest :" and the numbers of the three highest
+    bars, the highest first: two digits each."""
 
     name = "charts"
     unit = "digit"
-    guess = 0.27
-    words = ("bar", "which", "is", "highest", ":", *map(str, range(10)))
-    answer_words = 2
+    guess = 0.26
+    words = ("bars", "which", "are", "highest", ":", *map(str, range(10)))
+    answer_words = 2 * ASKED
     patch_pixels = IMAGE_PIXELS // GRID
     labels: ClassVar[dict[str, int]] = {"left": 10, "right": 10}
     cells = GRID
@@ -53,19 +56,20 @@ class Charts(Task):
     def draw(self, number: int, seed: int, part: str) -> Sample:
         random = np.random.default_rng([seed, number])
         chart = draw_chart(random, part)
-        highest = np.flatnonzero(chart.values == chart.values.max())
-        bar, ask_highest = int(random.integers(BARS)), random.random() < HIGHEST_SHARE
-        if ask_highest and len(highest) == 1:
-            return Sample(render(chart), ("which", "is", "highest", ":"), two_digits(int(highest[0]) + 1))
-        return Sample(render(chart), ("bar", *two_digits(bar + 1), ":"), two_digits(int(chart.values[bar])))
+        descending = np.argsort(-chart.values)
+        first, ask_highest = int(random.integers(BARS - ASKED + 1)), random.random() < HIGHEST_SHARE
+        if ask_highest and len(set(chart.values[descending[: ASKED + 1]])) == ASKED + 1:  # no two compete for a place
+            return Sample(render(chart), ("which", "are", "highest", ":"), two_digits(descending[:ASKED] + 1))
+        asked = chart.values[first : first + ASKED]
+        return Sample(render(chart), ("bars", *two_digits([first + 1]), ":"), two_digits(asked))
 
     def patches(self, random: np.random.Generator, count: int, part: str, *, varied: bool) -> Patches:
         charts = [draw_chart(random, part) for _ in range(count)]
         return Patches(np.stack([render(chart) for chart in charts]), np.stack([ends(c.values) for c in charts]))
 
 
-def two_digits(number: int) -> tuple[str, str]:
-    return str(number // 10), str(number % 10)
+def two_digits(numbers: Iterable[int]) -> tuple[str, ...]:
+    return tuple("".join(f"{number:02}" for number in numbers))
 
 
 def draw_chart(random: np.random.Generator, part: str) -> Chart:
