@@ -82,7 +82,7 @@ class VisPruner(nn.Module):
 
 @dataclass(frozen=True)
 class VisPrunerBudget:
-    """What stands in for VisionZip's budget: all tokens are dominant, and none is a CLS row."""
+    """A ``Budget`` whose tokens are all dominant, and none a CLS row."""
 
     count: int = 64
     important_ratio: float = 0.5
