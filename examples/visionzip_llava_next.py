@@ -29,9 +29,8 @@ def answer(model: LlavaNextForConditionalGeneration) -> tuple[int, list[int]]:
     """How many tokens an image of three tiles is, and what a prompt with it is answered."""
     image = {"pixel_values": torch.randn(1, 3, 3, 48, 48, generator=torch.Generator().manual_seed(1))}
     image["image_sizes"] = torch.tensor([[48, 96]])
-    count = len(
-        model.get_image_features(**image).pooler_output[0]
-    )  # the processor's work: apply_visionzip takes it too
+    # The processor's work: apply_visionzip takes it too.
+    count = len(model.get_image_features(**image).pooler_output[0])
     prompt = torch.tensor([[5, *[IMAGE] * count, 7]])
     return count, model.generate(prompt, **image, max_new_tokens=4, do_sample=False)[0, -4:].tolist()
 

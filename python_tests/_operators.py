@@ -14,6 +14,7 @@ import vr_kernels
 from python_tests import _importance, _oracle, _patch_cases, _token_cases
 from python_tests._cases import Call, attention_call, cross_attention_call
 from python_tests._deformable_cases import deformable_attention, deformable_call
+from python_tests._errors import assert_obeys_the_error_rule
 from vr_kernels.ops._dispatch import operators
 
 Draw = dict[str, Any]  # what a call is drawn with
@@ -45,6 +46,10 @@ class Subject:
             return result if isinstance(result, tuple) else (result,)
 
         return call
+
+    def assert_obeys_the_error_rule(self, backend: str | None, draw: Callable[[int], Call], **options: Any) -> None:
+        """A backend beside the reference in the same dtype; the oracle's loops in float64 are exact."""
+        assert_obeys_the_error_rule(self.run(backend), self.run("reference"), self.oracle, draw, **options)
 
 
 RAGGED = {"ragged": True, "batch": 1, "windows": (3, 2), "window": (2, 3)}

@@ -142,14 +142,8 @@ void local_attention_feature_gradient(const LocalAttention& arguments, const Loc
   const DeviceGuard guard(stream.device);
   const auto add = [&](const Gradient& gradient) {
     if (gradient.data == nullptr) return;
-    switch (problem.query_dtype) {
-      case DType::float32:
-        return add_gradient<float>(problem, gradient, readers, stream);
-      case DType::bfloat16:
-        return add_gradient<bfloat16>(problem, gradient, readers, stream);
-      case DType::float16:
-        return add_gradient<float16>(problem, gradient, readers, stream);
-    }
+    with_number(problem.query_dtype,
+                [&](auto number) { add_gradient<decltype(number)>(problem, gradient, readers, stream); });
   };
   if (problem.shares_values) return add({buffers.grad_key, key_channels, {key_term, value_term}, 2});
   add({buffers.grad_key, key_channels, {key_term}, 1});

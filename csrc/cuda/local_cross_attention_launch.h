@@ -11,14 +11,7 @@ namespace vr::cuda {
 template <typename Run>
 void with_dtype(const Problem& problem, const Run& run) {
   require(problem.query_dtype == problem.feature_dtype, "queries and features must share one dtype");
-  switch (problem.feature_dtype) {
-    case DType::float32:
-      return run(float{});
-    case DType::bfloat16:
-      return run(bfloat16{});
-    case DType::float16:
-      return run(float16{});
-  }
+  with_number(problem.feature_dtype, run);
 }
 
 inline int64_t steps_of(int64_t count, int64_t step) { return (count + step - 1) / step; }

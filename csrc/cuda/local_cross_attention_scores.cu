@@ -200,17 +200,17 @@ void launch_scores(const Problem& problem, const Norm& norm, const Scores& buffe
                          kWarps * kHeads * kTile * static_cast<int>(sizeof(float));
   // The queries are projected again for each group of slots: one group if the device's shared memory has room.
   plan.slots_at_once = even_step(problem.slots, (shared_memory_of_block(stream.device) - stage_bytes) / slot_bytes);
-  plan.slot_groups = steps_of(problem.slots, plan.slots_at_once);
+  plan.slot_groups = static_cast<int>(steps_of(problem.slots, plan.slots_at_once));
   plan.stages = plan.slots_at_once * Shape::Features::kSlotSize * static_cast<int>(sizeof(T));
   plan.scores = plan.stages + stage_bytes;
   plan.bytes = plan.slots_at_once * slot_bytes + stage_bytes;
-  plan.query_tiles = (problem.windows + Shape::kQueries - 1) / Shape::kQueries;
+  plan.query_tiles = steps_of(problem.windows, Shape::kQueries);
   const int64_t rows = plan.query_tiles * plan.slot_groups * buffers.parts;
   // All heads in one block read a feature once. Fewer where there would be too few blocks for the device.
   const int pairs = pair_count(problem);
   const int64_t columns =
       std::clamp<int64_t>(2 * multiprocessors(stream.device) / std::max<int64_t>(rows, 1), 1, pairs);
-  plan.pairs_at_once = even_step(pairs, (pairs + columns - 1) / columns);
+  plan.pairs_at_once = even_step(pairs, steps_of(pairs, columns));
   launch(scores_kernel<T>, rows, steps_of(pairs, plan.pairs_at_once), plan.bytes, stream, problem, norm, buffers, plan);
 }
 

@@ -84,6 +84,19 @@ inline Problem to_problem(const LocalAttention& p) {
   return problem;
 }
 
+// Calls run(number) with a number of the type that a dtype names.
+template <typename Run>
+void with_number(DType dtype, const Run& run) {
+  switch (dtype) {
+    case DType::float32:
+      return run(float{});
+    case DType::bfloat16:
+      return run(bfloat16{});
+    case DType::float16:
+      return run(float16{});
+  }
+}
+
 // The feature row of a window's slot; -1 where the slot is absent.
 VR_DEVICE int64_t row_of_slot(const Problem& problem, int64_t window, int slot) {
   if (problem.window_height > 0) {

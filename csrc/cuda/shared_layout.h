@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cuda/problem.h"
+#include "cuda/chunks.h"
 #include "cuda/tile.h"
 
 namespace vr::cuda {
@@ -44,15 +44,8 @@ struct SharedLayout {
 // Most chunks that any operand has.
 template <typename T>
 int most_chunks(const Problem& problem) {
-  int most = 0;
-  for (const Levels* levels : {&problem.keys, &problem.values}) {
-    int chunks = 0;
-    for (int i = 0; i < levels->count; ++i) {
-      chunks += static_cast<int>((levels->level[i].channels + ChunkShape<T>::kChannels - 1) / ChunkShape<T>::kChannels);
-    }
-    most = std::max(most, chunks);
-  }
-  return most;
+  constexpr int kChannels = ChunkShape<T>::kChannels;
+  return std::max(chunk_count<kChannels>(problem.keys), chunk_count<kChannels>(problem.values));
 }
 
 // The layout with as many chunks of features as fit in `bytes_wanted`. It takes more where the fewest do not fit: up to

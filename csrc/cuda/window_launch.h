@@ -19,7 +19,7 @@ struct WindowKernelShape {
 // Calls run(shape, layout) with the element type that queries have, and room for the window's slots.
 template <typename Run>
 void with_window_shape(const Problem& problem, int device, const Run& run) {
-  const auto with_capacity = [&](auto number) {
+  with_number(problem.query_dtype, [&](auto number) {
     using T = decltype(number);
     const int wanted = half_of_shared_memory(device);
     if (problem.slots <= kSmallWindow) {
@@ -27,15 +27,7 @@ void with_window_shape(const Problem& problem, int device, const Run& run) {
     } else {
       run(WindowKernelShape<T, kMaxSlots>{}, shared_layout<T, kMaxSlots>(problem, wanted));
     }
-  };
-  switch (problem.query_dtype) {
-    case DType::float32:
-      return with_capacity(float{});
-    case DType::bfloat16:
-      return with_capacity(bfloat16{});
-    case DType::float16:
-      return with_capacity(float16{});
-  }
+  });
 }
 
 }  // namespace vr::cuda

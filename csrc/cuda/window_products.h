@@ -1,6 +1,7 @@
 // The two products that windowed attention is made of, for the heads of one window that share their feature rows.
 #pragma once
 
+#include "cuda/products.h"
 #include "cuda/window_rows.h"
 
 namespace vr::cuda {
@@ -138,14 +139,7 @@ class WindowProducts {
                        const Rows& out, HeadTile tile) {
 #pragma unroll
     for (int i = 0; i < Shape::kWarpChannels / kTile; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; j += 2) {
-        T* target = heads_ + Sums::row(j) * Shape::kStride + warp_channel + i * kTile + Sums::column(j);
-        using Two = Pack<T, 2>;
-        *reinterpret_cast<Two*>(target) = {from_float<T>(sums[i].left.sum[j]), from_float<T>(sums[i].left.sum[j + 1])};
-        *reinterpret_cast<Two*>(target + 8) = {from_float<T>(sums[i].right.sum[j]),
-                                               from_float<T>(sums[i].right.sum[j + 1])};
-      }
+      write_tile(heads_ + warp_channel + i * kTile, Shape::kStride, sums[i]);
     }
     sync_warp();
     constexpr int kWarpVectors = Shape::kWarpChannels / kVector<T>;

@@ -15,9 +15,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from examples.reproduction.encoder import normalised
 from examples.reproduction.model import EOS, IMAGE, vocabulary
 from examples.reproduction.task import PARTS, Sample, Task
+from vr_kernels.models.inference import IGNORED
 from vr_kernels.models.training.trainer import VisionLanguageTrainer
 
-IGNORED = -100
 CURVE_SEED = 1000  # those of trainings are smaller
 
 

@@ -35,7 +35,7 @@ def test_it_reads_digits_shows_that_the_outputs_agree_and_draws_both(tmp_path: P
 def test_a_folder_without_the_models_ends_it_in_words(tmp_path: Path) -> None:
     result = demo(tmp_path / "picture.png", "--models", str(tmp_path))
     assert result.exit_code == 1
-    assert f"vr-kernels demo: {tmp_path} holds no trained models" in result.stdout
+    assert f"vr-kernels demo: {tmp_path} holds no trained models" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -32,6 +32,10 @@ TWIN = Path(__file__).parent / "twin"
 SANITIZED = _native.unavailable() is None and _native.module().build_info()["sanitizer"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 
+# What a device may have, by ``set_shared_memory``: the least that a block takes, half of what an sm_120 has, and of an
+# sm_90.
+SHARED_MEMORY = [0, 50_000, 113_000]
+
 
 def build(output: Path) -> None:
     """Compile the module _twin into ``output``, with the sanitizers where vr_kernels._C has them."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 
 from python_tests.cuda import _twin
@@ -20,6 +22,14 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if not output.exists():
             _twin.build(output)
     return _twin.load(output)
+
+
+@pytest.fixture
+def _poisoned() -> Iterator[None]:
+    """torch.empty gives NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +12,12 @@ from python_tests._cases import DTYPES
 from python_tests._errors import VALUES, Comparison
 from python_tests.cuda import _products
 from python_tests.cuda._products import PRODUCTS, draw
-from python_tests.cuda._twin import SANITIZED, TwinFusedKernel
+from python_tests.cuda._twin import SANITIZED, SHARED_MEMORY, TwinFusedKernel
 from vr_kernels.ops import _cuda_fused
 
-SHAPES = 4 if SANITIZED else 24  # of each product and dtype: two hundred together
+pytestmark = pytest.mark.usefixtures("_poisoned")
 
-# The least that a block takes of shared memory, half of what an sm_120 has, and of an sm_90.
-SHARED_MEMORY = [0, 50_000, 113_000]
+SHAPES = 4 if SANITIZED else 24  # of each product and dtype: two hundred together
 
 over_products = pytest.mark.parametrize("product", PRODUCTS)
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -30,14 +28,6 @@ def kernel(twin: Any) -> TwinFusedKernel:
     twin.set_order(0)
     twin.set_shared_memory(100_000)
     return TwinFusedKernel(twin)
-
-
-@pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
-    """torch.empty gives NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @over_dtypes

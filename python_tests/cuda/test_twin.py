@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from python_tests._cases import DTYPES, Call, attention_call, cross_attention_ca
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
 from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, WINDOWED, Subject
 from python_tests.cuda import _shapes
-from python_tests.cuda._twin import SANITIZED
+from python_tests.cuda._twin import SANITIZED, SHARED_MEMORY
 from python_tests.write_coverage import DOCS, TWINS
 
 pytestmark = pytest.mark.usefixtures("_twin_backend")
@@ -30,17 +29,6 @@ over_runs = pytest.mark.parametrize(
     ("subject", "backend"), [pytest.param(*run, id=f"{run[0].name}-{run[1]}") for run in RUNS]
 )
 not_sanitized = pytest.mark.skipif(SANITIZED, reason="takes minutes under the sanitizers, which other tests are for")
-
-# The least that a block takes of shared memory, half of what an sm_120 has, and of an sm_90.
-SHARED_MEMORY = [0, 50_000, 113_000]
-
-
-@pytest.fixture
-def _poisoned() -> Iterator[None]:
-    """torch.empty gives NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.usefixtures("_poisoned")
@@ -144,10 +132,8 @@ def test_the_papers_shape_obeys_the_error_rule(dtype: torch.dtype, backend: str)
 @pytest.mark.parametrize("slots", [1, 8, 9, 16, 17, 32, 33, 63, 64])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_padding_of_the_slots_obeys_the_error_rule(slots: int, dtype: torch.dtype) -> None:
-    assert_obeys_the_error_rule(
-        LOCAL_ATTENTION.run("twin"),
-        LOCAL_ATTENTION.run("reference"),
-        LOCAL_ATTENTION.oracle,
+    LOCAL_ATTENTION.assert_obeys_the_error_rule(
+        "twin",
         lambda seed: attention_call(seed, dtype=dtype, batch=1, window=(1, slots), width=40, bias="shared"),
         norms=["root_mean_square"],
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from python_tests.compression import _vispruner
 from python_tests.compression.test_visionzip import expected_order
 from python_tests.integrations._llava_models import model, processor
-from python_tests.integrations._towers import MODELS, pixels
+from python_tests.integrations._towers import MODELS, pixels, tower
 from python_tests.integrations.test_apply_visionzip import logits_of_rows, prompt
 from vr_kernels import apply_pruning, apply_visionzip, remove_pruning
 from vr_kernels.integrations.vispruner import VisPruner
@@ -38,13 +38,9 @@ def rule(vision_tower: Any, images: Tensor, count: int = COUNT) -> list[tuple[li
 
 
 @families
-@pytest.mark.parametrize("count", [0, 1, 5, 9])
+@pytest.mark.parametrize("count", [1, 5, 9])
 def test_a_tower_hands_on_the_patches_of_the_rule(family: str, count: int) -> None:
     host, images = model("llava", family), pixels(3)
-    if count == 0:
-        with pytest.raises(ValueError, match="count is 0; it must be at least 1"):
-            VisPruner(host.model.vision_tower, count)
-        return
     with torch.no_grad():
         expected = rule(host.model.vision_tower, images, count)
         kept = VisPruner(host.model.vision_tower, count)(images)
@@ -130,6 +126,7 @@ def test_visionzip_and_a_pruned_decoder_go_together() -> None:
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"count": 0}, ValueError, "count is 0; it must be at least 1"),
     ({"count": 2.5}, TypeError, r"count is 2\.5; it must be an int"),
     ({"important_ratio": 2}, ValueError, "important_ratio is 2; it must be from 0 to 1"),
     ({"important_ratio": "half"}, TypeError, "important_ratio is 'half'; it must be a number"),
@@ -143,6 +140,12 @@ def test_what_no_image_can_meet_is_refused(options: dict[str, Any], error: type[
     with pytest.raises(error, match=message):
         apply_pruning(host, "vispruner", **options)
     assert "get_image_features" not in vars(host.model)
+
+
+@pytest.mark.parametrize("level", [0, 6, -6])
+def test_a_level_that_no_block_makes_is_refused(level: int) -> None:
+    with pytest.raises(ValueError, match=f"^VisPruner: level is {level}; the tower's 5 blocks make hidden_states 1 to"):
+        VisPruner(tower("clip"), level=level)
 
 
 def test_other_methods_take_no_processor() -> None:

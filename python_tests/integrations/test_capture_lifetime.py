@@ -65,19 +65,14 @@ def test_a_pass_that_fails_leaves_nothing_captured() -> None:
 
 def test_leaving_takes_every_hook_off_even_after_an_error() -> None:
     model = tower("clip")
-    names = set(model.state_dict())
-
-    def hooks() -> int:
-        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-    before = hooks()
+    names, before = set(model.state_dict()), hooks_on(model)
     with pytest.raises(ValueError, match="doesn't match model"), capture_features(model, (0, 2), saliency="cls"):
         model(pixels(height=16, width=40))
-    assert hooks() == before
+    assert hooks_on(model) == before
     with capture_features(model, (0, 2), saliency="cls"):
-        assert hooks() == before + 7
+        assert hooks_on(model) == before + 7
         assert set(model.state_dict()) == names
-    assert hooks() == before
+    assert hooks_on(model) == before
 
 
 def test_other_uses_of_hidden_states_go_on_undisturbed() -> None:

@@ -21,6 +21,8 @@ from python_tests.integrations._pruning_batches import (
 )
 from python_tests.integrations._towers import Adapted, pixels
 from vr_kernels import apply_pruning, remove_pruning
+from vr_kernels.compression.pruning import keep_highest
+from vr_kernels.integrations import pruning_rules
 
 
 @methods
@@ -72,18 +74,17 @@ def test_two_generations_at_a_time_do_not_mix() -> None:
     apply_pruning(host, "pyramiddrop", **CASES["pyramiddrop"])
     inputs = batch(*images)
     prompts = [alone(inputs, b, images) for b in range(2)]
+
+    def next_logits(prompt: dict[str, Any], cache: Any) -> torch.Tensor:
+        position = torch.tensor([[prompt["input_ids"].shape[1]]])
+        logits: torch.Tensor = host(input_ids=torch.tensor([[7]]), past_key_values=cache, position_ids=position).logits
+        return logits
+
     with torch.no_grad():
         caches = [host(**prompt).past_key_values for prompt in prompts]
-        token = torch.tensor([[7]])
-        mixed = []
-        for prompt, cache in zip(prompts, caches, strict=True):
-            position = torch.tensor([[prompt["input_ids"].shape[1]]])
-            mixed.append(host(input_ids=token, past_key_values=cache, position_ids=position).logits)
-        cache = host(**prompts[0]).past_key_values
-        again = host(
-            input_ids=token, past_key_values=cache, position_ids=torch.tensor([[prompts[0]["input_ids"].shape[1]]])
-        ).logits
-    assert torch.equal(mixed[0], again)
+        mixed = [next_logits(prompt, cache) for prompt, cache in zip(prompts, caches, strict=True)]
+        for prompt, logits in zip(prompts, mixed, strict=True):
+            assert torch.equal(next_logits(prompt, host(**prompt).past_key_values), logits)
 
 
 def test_a_copy_of_the_model_prunes_by_itself() -> None:
@@ -133,12 +134,20 @@ def test_every_layer_keeps_its_attention(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_keeps_tokens_by_float32_scores(dtype: torch.dtype) -> None:
+def test_half_precision_keeps_tokens_by_float32_scores(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     host, inputs = llava("llava", "qwen2", "clip").to(dtype), batch(2, 1)
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    seen = []
+
+    def observed(scores: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.append(scores.dtype)
+        return keep_highest(scores, *others)
+
+    monkeypatch.setattr(pruning_rules, "keep_highest", observed)
     apply_pruning(host, "sparsevlm", **CASES["sparsevlm"])
     out = host.generate(**inputs, max_new_tokens=3, do_sample=False, suppress_tokens=BANNED)
     assert out.shape[1] == inputs["input_ids"].shape[1] + 3
+    assert seen == [torch.float32] * len(CASES["sparsevlm"]["layers"])
 
 
 def test_placeholders_are_found_among_embeddings_too() -> None:

@@ -65,6 +65,20 @@ def test_the_greedy_answer_is_known_as_such(assistant: Assistant, number: int) -
     assert not assistant.score(messages[0], images[0], " ".join([other, *others]))[1]
 
 
+def test_an_answer_to_nothing_begins_behind_the_token_that_begins_a_text() -> None:
+    model = _llava_vr.model()
+    processor = _llava_vr.processor(model.config)
+    expected = []
+    for first in ("w8", "<eos>"):  # the tokenizer's, or where it has none the end of a text
+        processor.tokenizer.bos_token = "w8" if first == "w8" else None
+        ids = torch.tensor([processor.tokenizer.convert_tokens_to_ids([first, "w5"])])
+        with torch.no_grad():
+            expected.append(-model(ids).logits[0, 0].log_softmax(-1)[ids[0, 1]].item())
+        loss, _ = Assistant(model, processor).score([user_message("", 0)], [], "w5")
+        assert loss == pytest.approx(expected[-1], rel=1e-5)
+    assert expected[0] != pytest.approx(expected[1])
+
+
 def test_an_answer_without_tokens_is_refused(assistant: Assistant) -> None:
     messages, images = batch([0])
     with pytest.raises(ValueError, match="the answer '' has no tokens"):

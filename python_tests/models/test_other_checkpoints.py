@@ -1,4 +1,4 @@
-"""Weights of other models: LLaVA-NeXT in every layout its files ever had, LLaVA-OneVision, separate parts."""
+"""Weights of other models: LLaVA-NeXT in every layout its files ever had, and LLaVA-OneVision."""
 
 from __future__ import annotations
 
@@ -164,9 +164,6 @@ def test_llava_onevision_gives_its_weights(tmp_path: Path) -> None:
     assert not hasattr(model.config, "vision_aspect_ratio")  # features are never interpolated here
     inputs = inputs_of(model.config)
     assert logits(model, inputs).isfinite().all()
-
-
-# Separate parts.
 
 
 def test_a_config_of_llava_next_becomes_one_of_ours() -> None:

@@ -11,7 +11,7 @@ import torch
 
 import vr_kernels
 from python_tests._cases import DTYPES
-from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
+from python_tests._errors import evaluate, random_cotangents
 from python_tests._operators import GATHER_TOKENS, Subject, over_backends
 from python_tests._token_cases import gather_call
 
@@ -75,10 +75,8 @@ def test_a_vision_row_that_is_text_too_gets_both_gradients(subject: Subject, bac
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [1, 3, 16, 31, 64, 97, 301])
 def test_any_width_obeys_the_error_rule(subject: Subject, backend: str, width: int, dtype: torch.dtype) -> None:
-    assert_obeys_the_error_rule(
-        subject.run(backend),
-        subject.run("reference"),
-        subject.oracle,
+    subject.assert_obeys_the_error_rule(
+        backend,
         lambda seed: gather_call(seed, **EVERYTHING, dtype=dtype, width=width),
         norms=["root_mean_square"],
     )
@@ -89,10 +87,8 @@ def test_any_width_obeys_the_error_rule(subject: Subject, backend: str, width: i
 def test_a_float32_weight_of_a_narrow_stream_obeys_the_error_rule(
     subject: Subject, backend: str, dtype: torch.dtype
 ) -> None:
-    assert_obeys_the_error_rule(
-        subject.run(backend),
-        subject.run("reference"),
-        subject.oracle,
+    subject.assert_obeys_the_error_rule(
+        backend,
         lambda seed: gather_call(seed, **EVERYTHING, dtype=dtype, auxiliary=torch.float32),
     )
 
@@ -100,10 +96,8 @@ def test_a_float32_weight_of_a_narrow_stream_obeys_the_error_rule(
 @kernels
 @pytest.mark.parametrize("tokens", [1, 3, 33])
 def test_sums_over_any_number_of_rows_obey_the_error_rule(subject: Subject, backend: str, tokens: int) -> None:
-    assert_obeys_the_error_rule(
-        subject.run(backend),
-        subject.run("reference"),
-        subject.oracle,
+    subject.assert_obeys_the_error_rule(
+        backend,
         lambda seed: gather_call(seed, **EVERYTHING, tokens=tokens, length=150),
     )
 

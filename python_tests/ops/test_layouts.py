@@ -146,10 +146,8 @@ def test_any_number_of_heads_and_slots_obeys_the_error_rule(
     sizes: dict[str, Any], subject: Subject, dtype: torch.dtype
 ) -> None:
     spec = sizes | ({"kv_heads": 1} if subject is LOCAL_ATTENTION else {})
-    assert_obeys_the_error_rule(
-        subject.run("cpu"),
-        subject.run("reference"),
-        subject.oracle,
+    subject.assert_obeys_the_error_rule(
+        "cpu",
         lambda seed: subject.call(seed, dtype=dtype, **spec),
         norms=["root_mean_square"],
     )
@@ -160,10 +158,8 @@ def test_any_number_of_heads_and_slots_obeys_the_error_rule(
 @pytest.mark.parametrize("width", WIDTHS)
 def test_any_width_obeys_the_error_rule(width: int, subject: Subject, dtype: torch.dtype) -> None:
     widths = {"width": width, "value_width": width} if subject is LOCAL_ATTENTION else {"widths": (width, 5)}
-    assert_obeys_the_error_rule(
-        subject.run("cpu"),
-        subject.run("reference"),
-        subject.oracle,
+    subject.assert_obeys_the_error_rule(
+        "cpu",
         lambda seed: subject.call(seed, dtype=dtype, **widths),
         norms=["root_mean_square"],
     )

@@ -11,7 +11,7 @@ import torch
 
 import vr_kernels
 from python_tests._cases import DTYPES, attention_call
-from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
+from python_tests._errors import evaluate, random_cotangents
 from python_tests._operators import LOCAL_ATTENTION, backends_of
 
 BACKENDS = backends_of(LOCAL_ATTENTION)
@@ -55,10 +55,8 @@ def test_reference_is_the_loop_over_windows(spec: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @contract
 def test_backends_obey_the_error_rule(spec: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
-    assert_obeys_the_error_rule(
-        LOCAL_ATTENTION.run(backend),
-        LOCAL_ATTENTION.run("reference"),
-        LOCAL_ATTENTION.oracle,
+    LOCAL_ATTENTION.assert_obeys_the_error_rule(
+        backend,
         lambda seed: attention_call(seed, dtype=dtype, **spec),
     )
 
@@ -86,10 +84,8 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @hypothesis.given(spec=shapes())
 def test_shapes_of_every_kind_obey_the_error_rule(spec: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
-    assert_obeys_the_error_rule(
-        LOCAL_ATTENTION.run(backend),
-        LOCAL_ATTENTION.run("reference"),
-        LOCAL_ATTENTION.oracle,
+    LOCAL_ATTENTION.assert_obeys_the_error_rule(
+        backend,
         lambda seed: attention_call(seed, dtype=dtype, **spec),
         draws=6,
         norms=["root_mean_square"],  # the largest of a few numbers is luck

@@ -65,10 +65,8 @@ def test_float64_is_the_loop_over_windows(spec: dict[str, Any], backend: str) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @contract
 def test_backends_obey_the_error_rule(spec: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
-    assert_obeys_the_error_rule(
-        LOCAL_CROSS_ATTENTION.run(backend),
-        LOCAL_CROSS_ATTENTION.run("reference"),
-        LOCAL_CROSS_ATTENTION.oracle,
+    LOCAL_CROSS_ATTENTION.assert_obeys_the_error_rule(
+        backend,
         lambda seed: cross_attention_call(seed, dtype=dtype, **spec),
         # The absorbed baseline is stock PyTorch itself, whose outliers are not ours to bound.
         norms=["root_mean_square"] if backend == "absorbed" else ["root_mean_square", "largest"],
@@ -80,10 +78,8 @@ def test_backends_obey_the_error_rule(spec: dict[str, Any], dtype: torch.dtype, 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_norm_biases_and_saliency_obey_the_error_rule(dtype: torch.dtype, backend: str) -> None:
     spec = CONTRACT["everything, grid"] | {"auxiliary": torch.float32}
-    assert_obeys_the_error_rule(
-        LOCAL_CROSS_ATTENTION.run(backend),
-        LOCAL_CROSS_ATTENTION.run("reference"),
-        LOCAL_CROSS_ATTENTION.oracle,
+    LOCAL_CROSS_ATTENTION.assert_obeys_the_error_rule(
+        backend,
         lambda seed: cross_attention_call(seed, dtype=dtype, **spec),
         skip=SKIPPED,
     )
@@ -112,10 +108,8 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @hypothesis.given(spec=shapes())
 def test_shapes_of_every_kind_obey_the_error_rule(spec: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
-    assert_obeys_the_error_rule(
-        LOCAL_CROSS_ATTENTION.run(backend),
-        LOCAL_CROSS_ATTENTION.run("reference"),
-        LOCAL_CROSS_ATTENTION.oracle,
+    LOCAL_CROSS_ATTENTION.assert_obeys_the_error_rule(
+        backend,
         lambda seed: cross_attention_call(seed, dtype=dtype, **spec),
         draws=6,
         norms=["root_mean_square"],  # the largest of a few numbers is luck
@@ -152,10 +146,8 @@ def test_float16_weights_may_be_too_large_for_what_absorption_multiplies_them_by
     query, key_weight = call["query"].unflatten(-1, (4, 8)), call["key_weight"].unflatten(0, (4, 8))
     absorbed = torch.einsum("bijhd,hdc->bijhc", query, key_weight)
     assert absorbed.isinf().any()
-    assert_obeys_the_error_rule(
-        LOCAL_CROSS_ATTENTION.run("cpu"),
-        LOCAL_CROSS_ATTENTION.run("reference"),
-        LOCAL_CROSS_ATTENTION.oracle,
+    LOCAL_CROSS_ATTENTION.assert_obeys_the_error_rule(
+        "cpu",
         draw,
         wanted=["query", "value_weight", "key_weight"],
     )

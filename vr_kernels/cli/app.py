@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from vr_kernels.cli.bench import Device
 from vr_kernels.cli.checks import require
@@ -63,7 +62,7 @@ def app(
 
             launch(build(contenders, offered, Limits(max_new_tokens, time_limit)), host, port)
     except (OSError, ValueError) as reason:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"vr-kernels app: {reason}", markup=False)
+        typer.echo(f"vr-kernels app: {reason}", err=True)
         raise typer.Exit(1) from None
 
 

@@ -39,10 +39,10 @@ def demo(
         for task, part in zip(tasks, above, strict=True):
             reading.show(console, folder, task, 3 if quick else 15, part)
     except (OSError, ValueError) as reason:
-        console.print(
+        typer.echo(
             f"vr-kernels demo: {reason}\nThe trained models stand in docs/results/models of the repository; --models "
             "names another folder of the same kind.",
-            markup=False,
+            err=True,
         )
         raise typer.Exit(1) from None
     operators.show(console, features.QUICK if quick else features.FULL, 3 if quick else 9, below)

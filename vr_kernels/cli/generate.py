@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from vr_kernels.cli.bench import Device
 from vr_kernels.cli.checks import require
@@ -56,7 +55,7 @@ def generate(
             options["streamer"] = TextStreamer(assistant.tokenizer, skip_prompt=True, skip_special_tokens=True)
         (answer,) = assistant.generate(inputs, **options)
     except (OSError, ValueError) as reason:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"vr-kernels generate: {reason}", markup=False)
+        typer.echo(f"vr-kernels generate: {reason}", err=True)
         raise typer.Exit(1) from None
     if not stream:
         typer.echo(answer)

@@ -35,8 +35,7 @@ def train(
     except (ValueError, OSError) as reason:
         # A bad sample is met while a progress bar stands in the line.
         start = "\n" if isinstance(reason, BadSampleError) else ""
-        sentence = f"{start}vr-kernels train: {' '.join(str(reason).split())}"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(sentence, markup=False)
+        typer.echo(f"{start}vr-kernels train: {' '.join(str(reason).split())}", err=True)
         raise typer.Exit(1) from None
     if os.environ.get("RANK", "0") == "0":
         console.print(

@@ -108,7 +108,8 @@ class Decoder:
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by name; those that forward() does not know among the others."""
-    names = [name for name in inspect.signature(module.forward).parameters if name != "kwargs"]
+    # Of the class: an instance's forward may be a wrapper, such as accelerate's.
+    names = [name for name in inspect.signature(type(module).forward).parameters if name not in ("self", "kwargs")]
     return dict(zip(names, args, strict=False)) | kwargs
 
 

@@ -34,6 +34,7 @@ class VisionTower:
                 "or hold exactly one, built as transformers' CLIPVisionModel or SiglipVisionModel"
             )
         self.module: Any = towers[0]
+        self._operation = operation
 
     @property
     def patch_embedding(self) -> nn.Module:
@@ -46,6 +47,17 @@ class VisionTower:
     @property
     def blocks(self) -> nn.ModuleList:
         return self.module.encoder.layers  # type: ignore[no-any-return]
+
+    def check_level(self, level: int) -> None:
+        """Refuse a number of hidden_states that no block makes; negative ones count from the end."""
+        blocks = len(self.blocks)
+        if isinstance(level, bool) or not isinstance(level, int):
+            raise TypeError(f"{self._operation}: level is {level!r}; it must be an int")
+        if not 1 <= (level + blocks + 1 if level < 0 else level) <= blocks:
+            raise ValueError(
+                f"{self._operation}: level is {level}; the tower's {blocks} blocks make hidden_states 1 to {blocks}, "
+                f"or {-blocks} to -1"
+            )
 
     def projections(self, block: int) -> tuple[nn.Module, nn.Module]:
         """q_proj and k_proj of a block, 1-based; looked up anew, since adapters put others in their place."""

@@ -11,8 +11,8 @@ from torch import nn
 from vr_kernels.integrations._decoder import Decoder
 from vr_kernels.integrations.pruning_hooks import PruningHooks
 from vr_kernels.integrations.pruning_rules import FastV, PyramidDrop, RandomRows, Rule, SparseVLM, check_blocks
-from vr_kernels.integrations.visionzip_models import replace_encoders, restore_encoders
 from vr_kernels.integrations.vispruner import VisPrunerBudget
+from vr_kernels.integrations.zipped_encoders import replace_encoders, restore_encoders
 from vr_kernels.nn import VisionRemember
 
 __all__ = ["apply_pruning", "remove_pruning"]

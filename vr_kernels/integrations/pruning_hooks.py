@@ -46,8 +46,9 @@ class PruningHooks:
     def remove(self, processor: Any) -> None:
         for hook in self._hooks:
             hook.remove()
-        for name in ("prepare_inputs_for_generation", "_get_candidate_generator"):
-            vars(self._generating or self).pop(name, None)
+        if self._generating is not None:
+            for name in ("prepare_inputs_for_generation", "_get_candidate_generator"):
+                vars(self._generating).pop(name, None)
 
     def _before_holder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         vision = self._decoder.vision_tokens(named_arguments(module, args, kwargs))

@@ -127,7 +127,7 @@ class PyramidDrop(Rule):
 
 @dataclass(frozen=True)
 class SparseVLM(Rule):
-    """Behind the layers of the numbers ``layers``, from 0, ``keep[i]`` vision tokens are left, and some recycled."""
+    """Behind layer ``layers[i]``, counted from 0, ``keep_counts[i]`` vision tokens are left, and some recycled."""
 
     layers: tuple[int, ...] = (2, 6, 15)
     keep_counts: tuple[int, ...] = (300, 200, 110)
@@ -140,11 +140,7 @@ class SparseVLM(Rule):
         check_sequence(self.name, "keep_counts", self.keep_counts)
         check_layers(self.name, "layers", self.layers, least=0)
         check_ratios(self.name, "recycled_share", (self.recycled_share,))
-        for count in self.keep_counts:
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise TypeError(f"apply_pruning: {self.name}'s keep_counts has {count!r}; it must be an int")
-            if count < 0:
-                raise ValueError(f"apply_pruning: {self.name}'s keep_counts has {count}; it must be at least 0")
+        check_integers(self.name, "keep_counts", self.keep_counts, least=0)
         check_lengths(self.name, "keep_counts", self.keep_counts, self.layers)
 
     @property
@@ -204,12 +200,16 @@ def check_sequence(rule: str, name: str, values: object) -> None:
         raise TypeError(f"apply_pruning: {rule}'s {name} is {values!r}; it must be a tuple or list, one entry a stage")
 
 
+def check_integers(rule: str, name: str, values: Sequence[int], *, least: int) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"apply_pruning: {rule}'s {name} has {value!r}; it must be an int")
+        if value < least:
+            raise ValueError(f"apply_pruning: {rule}'s {name} has {value}; it must be at least {least}")
+
+
 def check_layers(rule: str, name: str, layers: Sequence[int], *, least: int) -> None:
-    for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise TypeError(f"apply_pruning: {rule}'s {name} has {layer!r}; it must be an int")
-        if layer < least:
-            raise ValueError(f"apply_pruning: {rule}'s {name} has {layer}; it must be at least {least}")
+    check_integers(rule, name, layers, least=least)
     if len(layers) == 0 or any(one >= other for one, other in pairwise(layers)):
         raise ValueError(
             f"apply_pruning: {rule}'s {name} is {tuple(layers)}; it must rise, and name at least one layer"

@@ -47,14 +47,7 @@ class VisionZip(nn.Module):
         parts = VisionTower("VisionZip", tower)
         self.has_cls = parts.has_cls
         check_budget("VisionZip", dominant, contextual, has_cls=self.has_cls)
-        blocks = len(parts.blocks)
-        if isinstance(level, bool) or not isinstance(level, int):
-            raise TypeError(f"VisionZip: level is {level!r}; it must be an int")
-        if not 1 <= (level + blocks + 1 if level < 0 else level) <= blocks:
-            raise ValueError(
-                f"VisionZip: level is {level}; the tower's {blocks} blocks make hidden_states 1 to {blocks}, or "
-                f"{-blocks} to -1"
-            )
+        parts.check_level(level)
         if merge not in ("sum", "mean"):
             raise ValueError(f'VisionZip: merge is {merge!r}; it must be "sum" or "mean"')
         self.tower = tower

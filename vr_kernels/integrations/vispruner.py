@@ -12,6 +12,7 @@ from vr_kernels.compression.pruning import vispruner
 from vr_kernels.compression.visionzip import ZippedTokens, dominance
 from vr_kernels.integrations._vision_tower import VisionTower
 from vr_kernels.integrations.encoder import capture_features
+from vr_kernels.ops._arguments import Arguments
 from vr_kernels.ops.token_selection import take_tokens
 
 
@@ -43,16 +44,14 @@ class VisPruner(nn.Module):
 
     def __init__(self, tower: nn.Module, count: int = 64, important_ratio: float = 0.5, *, level: int = -2) -> None:
         super().__init__()
-        self.has_cls = VisionTower("VisPruner", tower).has_cls
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"VisPruner: count is {count!r}; it must be an int")
-        if count < 1:
-            raise ValueError(f"VisPruner: count is {count}; it must be at least 1")
+        parts = VisionTower("VisPruner", tower)
+        self.has_cls = parts.has_cls
+        parts.check_level(level)
+        Arguments("VisPruner").integer("count", count, 1)
         if isinstance(important_ratio, bool) or not isinstance(important_ratio, (int, float)):
             raise TypeError(f"VisPruner: important_ratio is {important_ratio!r}; it must be a number")
         if not 0 <= important_ratio <= 1:
             raise ValueError(f"VisPruner: important_ratio is {important_ratio}; it must be from 0 to 1")
-        capture_features(tower, level)  # refuses a level that does not exist
         self.tower = tower
         self.count, self.important_ratio, self.level = count, important_ratio, level
 
@@ -83,7 +82,7 @@ class VisPruner(nn.Module):
 
 @dataclass(frozen=True)
 class VisPrunerBudget:
-    """What stands in for VisionZip's budget: all tokens are dominant, and none is a CLS row."""
+    """A ``Budget`` whose tokens are all dominant, and none a CLS row."""
 
     count: int = 64
     important_ratio: float = 0.5

@@ -8,7 +8,7 @@ from typing import Any
 
 Message = dict[str, Any]  # {"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}, ...]}
 
-IMAGE = "<image>"  # an image's place in a prompt that somebody typed
+IMAGE = "<image>"  # an image's place in a text that somebody typed, or that a data set has
 
 
 def user_message(prompt: str, num_images: int) -> Message:
@@ -20,17 +20,34 @@ def user_message(prompt: str, num_images: int) -> Message:
     >>> user_message("What is it?", 1)["content"]
     [{'type': 'image'}, {'type': 'text', 'text': 'What is it?'}]
     """
-    pieces = [piece.strip("\n") for piece in re.split(f"({re.escape(IMAGE)})", prompt)]
-    places = pieces.count(IMAGE)
+    parts = split_parts(prompt.strip("\n"))
+    places = sum(part["type"] == "image" for part in parts)
     if places not in (0, num_images):
         raise ValueError(
             f"the prompt has {IMAGE} {places} times, and {num_images} images are given; it must have one for each "
             "image, or none at all"
         )
-    if places == 0:
-        pieces = [IMAGE] * num_images + pieces
-    parts = [{"type": "image"} if piece == IMAGE else {"type": "text", "text": piece} for piece in pieces if piece]
-    return {"role": "user", "content": parts}
+    leading = [{"type": "image"}] * (num_images - places)  # all of them, or none
+    return {"role": "user", "content": leading + parts}
+
+
+def split_parts(text: str) -> list[dict[str, str]]:
+    """Images and the texts between them; newlines that stand beside an image are left out, for templates write theirs.
+
+    >>> split_parts("<image>\\nWhat is it?")
+    [{'type': 'image'}, {'type': 'text', 'text': 'What is it?'}]
+    """
+    pieces = re.split(rf"\n*({re.escape(IMAGE)})\n*", text)  # texts at even places, images at odd ones
+    return [
+        {"type": "image"} if place % 2 else {"type": "text", "text": piece}
+        for place, piece in enumerate(pieces)
+        if piece
+    ]
+
+
+def join_parts(message: Message, image_token: str) -> str:
+    """A message's content as one text, its parts on lines of their own."""
+    return "\n".join(image_token if part["type"] == "image" else part["text"] for part in message["content"])
 
 
 def takes_parts(render: Callable[[list[Message]], str], image_token: str) -> bool:
@@ -69,7 +86,7 @@ class PromptWriter:
             ValueError: the template refuses them.
         """
         if self.template is None:
-            return "\n".join(self._as_text(message) for message in messages)
+            return "\n".join(join_parts(message, self.image_token) for message in messages)
         return self._render(messages, add_generation_prompt=True)
 
     def answer(self, messages: list[Message], text: str) -> str:
@@ -86,7 +103,7 @@ class PromptWriter:
         from jinja2 import TemplateError
 
         if not self._takes_parts:
-            messages = [message | {"content": self._as_text(message)} for message in messages]
+            messages = [message | {"content": join_parts(message, self.image_token)} for message in messages]
         try:
             return self._apply(messages, **options)
         except TemplateError as reason:
@@ -97,7 +114,3 @@ class PromptWriter:
             messages, chat_template=self.template, tokenize=False, **options
         )
         return rendered
-
-    def _as_text(self, message: Message) -> str:
-        parts = message["content"]
-        return "\n".join(self.image_token if part["type"] == "image" else part["text"] for part in parts)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
+
+
+@overload
+def plain(tensor: Tensor) -> Tensor: ...
+
+
+@overload
+def plain(tensor: Tensor | None) -> Tensor | None: ...
 
 
 def plain(tensor: Tensor | None) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from python_tests.integrations.vision_remember import _families as tiny
 from vr_kernels.integrations.vision_remember import EncodedImages
+from vr_kernels.integrations.vision_remember.context import context_of_images
 from vr_kernels.integrations.vision_remember.families import Layout
 from vr_kernels.integrations.vision_remember.families.family import places
 from vr_kernels.nn import VisionTokenMap
@@ -120,6 +121,15 @@ def test_tiles_of_one_image_of_internvl_are_one_image() -> None:
     found: VisionTokenMap = maps[0]
     assert found.image_sample.tolist() == [0, 0, 1]
     assert (found.token_rows >= 0).sum(1).tolist() == [8, 12, 4]
+
+
+def test_tiles_at_the_ends_of_neighbouring_rows_are_two_images() -> None:
+    mask = torch.tensor([[False, True], [True, False]])
+    one_token = torch.zeros(1, 1, dtype=torch.int64)
+    tiles = EncodedImages(([torch.ones(1, 4), torch.ones(1, 4)],), [one_token, one_token])
+    found = context_of_images(mask, tiles, dtype=torch.float32, text_mask=None, tiles_apart=True).vision_map
+    assert found.image_sample.tolist() == [0, 1]
+    assert found.token_rows.tolist() == [[1], [2]]
 
 
 def test_a_grid_that_onevision_interpolates_is_refused() -> None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from python_tests.models.training import _tiny
+from vr_kernels.models.llava_vr import LlavaVRProcessor
 from vr_kernels.models.prompts import PromptWriter
 from vr_kernels.models.training import TEMPLATES, ChatEncoder, to_messages
 
@@ -120,6 +121,13 @@ def test_without_tiles_an_image_has_no_size() -> None:
     sample = encoder(*conversation(TURNS[:2]))
     assert sample["pixel_values"].shape == (1, 3, 24, 24)
     assert int((sample["input_ids"] == 1).sum()) == 4
+
+
+def test_an_image_is_written_as_the_models_own_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tiny, "SPECIAL", ["<pad>", "<picture>", *_tiny.SPECIAL[2:]])
+    own = LlavaVRProcessor.from_config(_tiny.model().config, _tiny.tokenizer(), image_token="<picture>")
+    whole, _ = texts(encoder := ChatEncoder(own), encoder(*conversation(TURNS[:2])))
+    assert "<|im_start|>user\n<picture>\nWhat is it?<|im_end|>" in whole
 
 
 def test_what_follows_max_length_is_cut_off() -> None:

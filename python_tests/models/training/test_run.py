@@ -19,6 +19,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from python_tests.models.training import _processes, _tiny
 from python_tests.models.training.test_phases import NAMES
 from vr_kernels.models.training import BadSampleError, TrainConfig, TrainResult, train
+from vr_kernels.models.training.trainer import VisionLanguageTrainer
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,19 @@ def test_a_group_has_its_own_learning_rate(folder: Path) -> None:
     assert max(moved[name] for name in moved if "multi_modal_projector" in name) > 1e-3
     assert 0 < max(moved[name] for name in moved if "vision_remember" in name) < 1e-6
     assert log(folder / "out")[1]["learning_rate"] == 1e-2  # the log has that of the other groups
+
+
+def test_weight_decay_acts_on_matrices_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, create = [], VisionLanguageTrainer.create_optimizer
+
+    def observed(self: VisionLanguageTrainer, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        made.append(create(self, model))
+        return made[-1]
+
+    monkeypatch.setattr(VisionLanguageTrainer, "create_optimizer", observed)
+    run(folder, weight_decay=0.1, max_steps=1)
+    decays = [(entry["weight_decay"], p.dim()) for entry in made[0].param_groups for p in entry["params"]]
+    assert {(decay, dim > 1) for decay, dim in decays} == {(0.1, True), (0.0, False)}
 
 
 def test_a_learning_rate_of_what_is_frozen_is_refused(folder: Path) -> None:

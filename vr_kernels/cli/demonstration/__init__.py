@@ -1,1 +1,1 @@
-"""The parts of ``vr-kernels demo``: a photograph's features, the stock resampler, the figure."""
+"""The two acts of ``vr-kernels demo``: trained models that read an image, and an operator on a photograph."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -85,9 +86,14 @@ def answer(assistant: Assistant, question: Question) -> str:
     return assistant.generate(inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False)[0]
 
 
+def judged(given: str, truth: str) -> list[tuple[str, bool]]:
+    """Each word that is given, and whether it is right at its place."""
+    pairs = itertools.zip_longest(given.split(), truth.split())
+    return [(word, word == true) for word, true in pairs if word is not None]
+
+
 def words_right(given: str, truth: str) -> int:
-    """Words that are given at their places."""
-    return sum(a == b for a, b in zip(given.split(), truth.split(), strict=False))
+    return sum(right for _, right in judged(given, truth))
 
 
 def first_token(assistant: Assistant, question: Question) -> Callable[[], Any]:

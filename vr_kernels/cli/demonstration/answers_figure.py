@@ -9,7 +9,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import SubFigure
 from torch import Tensor
 
-from vr_kernels.cli.demonstration.answers import Overlays, Question
+from vr_kernels.cli.demonstration.answers import Overlays, Question, judged
 from vr_kernels.models.inference import open_image
 
 
@@ -19,8 +19,9 @@ def draw(figure: SubFigure, question: Question, looked: Overlays, answers: dict[
     size = pixels.shape[0]
     whole, attended, salient, said = figure.subplots(1, 4)
     whole.imshow(pixels)
-    whole.set_title("digits that nothing was trained on")
-    equal = 1 / (looked.attention.numel() / (looked.windows[0] * looked.windows[1]))
+    whole.set_title("an image that nothing was trained on")
+    tokens, features = looked.windows[0] * looked.windows[1], looked.attention.numel()
+    equal = tokens / features
     over(
         figure,
         attended,
@@ -41,7 +42,7 @@ def draw(figure: SubFigure, question: Question, looked: Overlays, answers: dict[
     for number, (name, text) in enumerate(lines.items()):
         said.text(0, 0.85 - 0.22 * number, name, fontsize=10, color="dimgray")
         _write(said, 0.76 - 0.22 * number, text, question.answer)
-    figure.suptitle("A small trained LLaVA-VR: its 16 tokens read the 144 features again")
+    figure.suptitle(f"A small trained LLaVA-VR: its {tokens} tokens read the {features} features again")
 
 
 def over(figure: SubFigure, axes: Any, pixels: Any, weights: Tensor, norm: Any) -> None:
@@ -54,8 +55,6 @@ def over(figure: SubFigure, axes: Any, pixels: Any, weights: Tensor, norm: Any) 
 
 
 def _write(axes: Any, height: float, text: str, truth: str) -> None:
-    """Digit by digit, the wrong ones red."""
-    true = truth.split()
-    for place, digit in enumerate(text.split()):
-        right = place < len(true) and digit == true[place]
-        axes.text(0.1 * place, height, digit, fontsize=15, family="monospace", color="black" if right else "red")
+    """Word by word, the wrong ones red."""
+    for place, (word, right) in enumerate(judged(text, truth)):
+        axes.text(0.1 * place, height, word, fontsize=15, family="monospace", color="black" if right else "red")

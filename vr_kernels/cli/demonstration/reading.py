@@ -42,7 +42,7 @@ def show(console: Console, folder: Path, task: str, rounds: int, figure: SubFigu
         )
     _print_costs(console, folder, task, assistants, rounds)
     first = {
-        f"{TITLES[kind]} (in all {words_right(questions, texts)} of {number_of_words(questions)})": texts[0]
+        f"{TITLES[kind]} (in all {total_right(questions, texts)} of {number_of_words(questions)})": texts[0]
         for kind, texts in given.items()
     }
     look = answers.look(assistants[REMEMBERING], questions.every[0])
@@ -63,7 +63,7 @@ def _print_answers(console: Console, questions: Questions, given: dict[str, list
     for number, question in enumerate(questions.every):
         cells = [marked(texts[number], question.answer) for texts in given.values()]
         table.add_row(f"{question.image.name}, {question.prompt}", question.answer, *cells)
-    right = [str(words_right(questions, texts)) for texts in given.values()]
+    right = [str(total_right(questions, texts)) for texts in given.values()]
     table.add_row(f"{questions.unit}s that are right", f"of {number_of_words(questions)}", *right)
     console.print(table)
 
@@ -72,18 +72,13 @@ def number_of_words(questions: Questions) -> int:
     return sum(len(question.answer.split()) for question in questions.every)
 
 
-def words_right(questions: Questions, given: list[str]) -> int:
+def total_right(questions: Questions, given: list[str]) -> int:
     return sum(answers.words_right(text, one.answer) for text, one in zip(given, questions.every, strict=True))
 
 
 def marked(text: str, truth: str) -> str:
     """An answer in rich's markup, with its wrong words in red."""
-    true = truth.split()
-    words = [
-        word if place < len(true) and word == true[place] else f"[red]{word}[/red]"
-        for place, word in enumerate(text.split())
-    ]
-    return " ".join(words)
+    return " ".join(word if right else f"[red]{word}[/red]" for word, right in answers.judged(text, truth))
 
 
 def _print_costs(console: Console, folder: Path, task: str, assistants: dict[str, Assistant], rounds: int) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -91,6 +91,19 @@ def results(forward: Callable[[T], Tensor], x: T) -> tuple[Tensor, ...]:
     return (out, *torch.autograd.grad(out, x.trained, x.grad_out))
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def compiled(forward: Callable[P, R]) -> Callable[P, R]:
+    """Under torch.compile, which has forgotten the sizes before: else it would compile this for any size."""
+    torch.compiler.reset()
+    return torch.compile(forward, dynamic=False)
+
+
+TRITON_ALONE: Mapping[str, str] = {"triton": "Triton kernels run on CUDA"}  # ``Bench.cuda_only`` of most operators
+
+
 class Bench(ABC, Generic[C, X]):
     """One operator's benchmark. Whatever is specific to it stands in its own package beside this file."""
 
@@ -100,6 +113,7 @@ class Bench(ABC, Generic[C, X]):
     shapes: dict[str, C]
     default: Sequence[str]  # the shapes that are measured where none is asked for
     baselines: Sequence[str]
+    cuda_only: Mapping[str, str] = {}  # baselines that run there alone, and why
     yardstick: str = "naive"  # the stock way, by whose error ours is judged
     outputs: int = 1  # how many of the results are outputs; the others are gradients
 
@@ -133,7 +147,7 @@ class Bench(ABC, Generic[C, X]):
 
     def lacking(self, name: str, case: C) -> str | None:
         """Why a baseline does not apply to a case, or None."""
-        return None
+        return None if case.device == "cuda" else self.cuda_only.get(name)
 
     def truth(self, case: C) -> str:
         """What ``exact`` is, in words."""

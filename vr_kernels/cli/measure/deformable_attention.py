@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Bench, Case, Contender, results
+from vr_kernels.cli.measure.bench import TRITON_ALONE, Bench, Case, Contender, compiled, results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,7 @@ class DeformableAttentionBench(Bench[DeformableCase, Inputs]):
     shapes = SHAPES
     default = ("v1", "v2", "detr")
     baselines = ("grid_sample", "transformers", "compiled", "reference", "triton")
+    cuda_only = TRITON_ALONE
     yardstick = "grid_sample"
 
     def quantities(self, case: DeformableCase) -> Sequence[str]:
@@ -151,8 +152,7 @@ class DeformableAttentionBench(Bench[DeformableCase, Inputs]):
         if name == "transformers":
             return transformers_form()
         if name == "compiled":
-            torch.compiler.reset()  # forget the shapes before, or the next one is compiled for any size
-            return torch.compile(transformers_form(), dynamic=False)
+            return compiled(transformers_form())
         return operator(None if name == "ours" else name)
 
     def chosen(self, case: DeformableCase, x: Inputs) -> str:
@@ -167,6 +167,3 @@ class DeformableAttentionBench(Bench[DeformableCase, Inputs]):
         out, places = case.images * case.queries * case.heads * case.width, 3 * case.samples * 4
         once = (case.features + out) * case.torch_dtype.itemsize + places
         return float(2 * once + out * case.torch_dtype.itemsize if case.backward else once)
-
-    def lacking(self, name: str, case: DeformableCase) -> str | None:
-        return "Triton kernels run on CUDA" if name == "triton" and case.device != "cuda" else None

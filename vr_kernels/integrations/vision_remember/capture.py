@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vr_kernels.integrations._vision_tower import hidden_state
+
 
 class Capture(Protocol):
     """A context around one run of an encoder; ``capture_features`` makes another such object."""
@@ -67,9 +69,7 @@ class BlockCapture:
                 hook = self._blocks[0].register_forward_pre_hook(lambda block, args: keep(0, args[0]))
             else:
                 hook = self._blocks[level - 1].register_forward_hook(
-                    lambda block, args, output, level=level: keep(
-                        level, output[0] if isinstance(output, tuple) else output
-                    )
+                    lambda block, args, output, level=level: keep(level, hidden_state(output))
                 )
             self._handles.append(hook)
         return self

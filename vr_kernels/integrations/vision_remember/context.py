@@ -45,9 +45,12 @@ class VisionRememberContext:
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
+        features = self.features
+        if features is not None:
+            features = tuple(level.to(device, non_blocking=non_blocking) for level in features)
         return VisionRememberContext(
             self.vision_map.to(device, non_blocking=non_blocking),
-            None if self.features is None else tuple(level.to(device) for level in self.features),
+            features,
             moved(self.saliency),
             moved(self.text_mask),
             moved(self.position_ids),

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vr_kernels.integrations._decoder import named_arguments
 from vr_kernels.integrations.vision_remember.context import NAME, prompt_of_labels
 from vr_kernels.integrations.vision_remember.encoded import forget_guesses, note_prompt
 from vr_kernels.integrations.vision_remember.families import FAMILIES, Family
@@ -114,7 +115,7 @@ def _lacks_images(inputs: Mapping[str, Any], image_token_id: int) -> bool:
 def add_context(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Before the forward of the inner model: images in, and the blocks' context for its decoder layers."""
     patch: Patch = getattr(inner, PATCH)
-    kwargs = _by_name(inner, args, kwargs)
+    kwargs = named_arguments(inner, args, kwargs)
     prompt_mask = kwargs.pop("prompt_mask", None)
     pixels, given = kwargs.get("pixel_values"), kwargs.get("mm_encoder_outputs") or {}
     if kwargs.get("pixel_values_videos") is not None or given.get("video") is not None:
@@ -148,14 +149,8 @@ def add_context(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 def mark_prompt(outer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Before the forward of the model around it: the prompt ends at the first label, or guess."""
-    kwargs = _by_name(outer, args, kwargs)
+    kwargs = named_arguments(outer, args, kwargs)
     if kwargs.get("labels") is not None and kwargs.get("prompt_mask") is None:
         kwargs["prompt_mask"] = prompt_of_labels(kwargs["labels"])
     forget_guesses(kwargs.get("mm_encoder_outputs"), kwargs.get("logits_to_keep"))
     return (), kwargs
-
-
-def _by_name(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of the model's forward by their names."""
-    names = list(inspect.signature(type(model).forward).parameters)[1:]
-    return dict(zip(names, args, strict=False)) | kwargs

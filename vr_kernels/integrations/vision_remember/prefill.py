@@ -30,7 +30,7 @@ def prefill_context(
     position_ids: Tensor | None = None,
     past_key_values: Any = None,
     prompt_mask: Tensor | None = None,
-    **kwargs: Any,
+    cu_seq_lens_q: Tensor | None = None,
 ) -> tuple[VisionRememberContext | None, Any | None]:
     """The context of a forward pass, and the encoder's output without what it carried for the blocks.
 
@@ -40,8 +40,8 @@ def prefill_context(
         image_mask: (B, T) bool, the image slots of the tokens in this pass.
         outputs: the encoder's output, with ``EncodedImages``, or None.
         config: of the blocks. grid, tiles_apart: of the ``EncodedImages``.
-        dtype: of the hidden states.
-        others: the forward's own arguments.
+        dtype: of the hidden states. training: whether the pass must touch every block.
+        attention_mask, position_ids, past_key_values, prompt_mask, cu_seq_lens_q: the forward's own.
 
     Raises:
         ValueError: a prefill that was cut up or continues a cache; packed sequences; a mask that does not tell padding.
@@ -55,7 +55,7 @@ def prefill_context(
             f"vision_remember: images come with a cache of {cached} tokens; give prompt and images in one prefill, for "
             "image tokens read the whole prompt"
         )
-    if kwargs.get("cu_seq_lens_q") is not None or _restarts(position_ids, attention_mask):
+    if cu_seq_lens_q is not None or _restarts(position_ids, attention_mask):
         raise ValueError(
             "vision_remember: several samples are packed into one sequence; give one sample a row, for image tokens "
             "attend to the text of their row"

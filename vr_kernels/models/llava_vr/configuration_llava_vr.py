@@ -183,14 +183,15 @@ class LlavaVRConfig(LlavaNextConfig):
         """What ``capture_features`` makes it of."""
         if self.vr_saliency == "none":
             return None
-        return "cls" if "clip" in self.vision_config.model_type else "received"
+        return "cls" if is_clip(self.vision_config) else "received"
 
     @property
     def saliency_level(self) -> int | None:
-        level = self.vr_saliency_level if self.vr_layers else None
-        if level is None:
-            return max(self.vr_levels, default=None) if self.vr_layers else None
-        return self._level("vr_saliency_level", level)
+        if not self.vr_layers:
+            return None
+        if self.vr_saliency_level is None:
+            return max(self.vr_levels)
+        return self._level("vr_saliency_level", self.vr_saliency_level)
 
     @property
     def feature_grid(self) -> tuple[int, int]:
@@ -281,6 +282,11 @@ class LlavaVRConfig(LlavaNextConfig):
 
     def _refuse(self, name: str, allowed: str) -> None:
         raise ValueError(f"{NAME}: {name} is {getattr(self, name)!r}; it must be {allowed}")
+
+
+def is_clip(vision_config: PreTrainedConfig) -> bool:
+    """Whether a tower is CLIP's or made after it (MetaCLIP, Chinese-CLIP): it has a CLS row, and CLIP's pixels."""
+    return "clip" in vision_config.model_type
 
 
 def _are_integers(values: object) -> bool:

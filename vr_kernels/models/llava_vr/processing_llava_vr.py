@@ -13,7 +13,7 @@ from vr_kernels.models.llava_vr._transformers import (
     MultiModalData,
     SiglipImageProcessorPil,
 )
-from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
+from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig, is_clip
 from vr_kernels.models.llava_vr.slots import tokens_of_image
 
 
@@ -94,7 +94,7 @@ def _tile_size(image_processor: Any) -> int:
 def _image_processor(config: LlavaVRConfig) -> Any:
     """Without torchvision, which is no dependency; the normalisation is that of the tower's kind."""
     side = config.vision_config.image_size
-    clip = config.saliency == "cls" or config.vision_config.model_type.split("_")[0] == "clip"
+    clip = is_clip(config.vision_config)
     own = CLIPImageProcessorPil if clip else SiglipImageProcessorPil
     if not config.image_grid_pinpoints:
         if clip:

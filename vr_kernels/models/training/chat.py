@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.models.inference import IGNORED
-from vr_kernels.models.prompts import Message, takes_parts
-from vr_kernels.models.training.conversations import IMAGE
+from vr_kernels.models.prompts import Message, join_parts, takes_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -38,7 +37,7 @@ class ChatEncoder:
         self.template: str = template or processor.chat_template or self.tokenizer.chat_template
         if not self.template:
             raise ValueError("ChatEncoder: neither processor nor tokenizer has a chat template, and none is named")
-        self.takes_parts = takes_parts(self._render, IMAGE)
+        self.takes_parts = takes_parts(self._render, processor.image_token)
 
     def __call__(self, messages: list[Message], images: list[Any]) -> dict[str, Tensor]:
         """Encodes one conversation.
@@ -56,7 +55,8 @@ class ChatEncoder:
         from jinja2 import TemplateError
 
         if not self.takes_parts:
-            messages = [message | {"content": _as_text(message["content"])} for message in messages]
+            image_token = self.processor.image_token
+            messages = [message | {"content": join_parts(message, image_token)} for message in messages]
         try:
             text, ids, supervised = self._tokenize(messages)
         except TemplateError as reason:
@@ -115,7 +115,3 @@ class ChatEncoder:
                     )
                 spans.append((len(prompt), len(turn)))
         return spans
-
-
-def _as_text(parts: list[dict[str, str]]) -> str:
-    return "\n".join(IMAGE if part["type"] == "image" else part["text"] for part in parts)

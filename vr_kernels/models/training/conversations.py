@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vr_kernels.models.inference import open_image
-from vr_kernels.models.prompts import Message
+from vr_kernels.models.prompts import IMAGE, Message, split_parts
 from vr_kernels.models.training.bad_samples import BadSampleError, BadSamples
 
-IMAGE = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -86,8 +84,7 @@ class ConversationDataset(Dataset[dict[str, Tensor]]):
 def to_messages(record: Any) -> tuple[list[Message], list[str]]:
     """The messages of a record, as chat templates take them, and the names of its images in their order.
 
-    The content of a message is a list of images and texts; newlines that stand between the two are left out, because
-    templates write their own.
+    The content of a message is a list of images and texts (``split_parts``).
 
     Raises:
         ValueError: a record that does not have the format, without a word on which one it is.
@@ -112,7 +109,7 @@ def to_messages(record: Any) -> tuple[list[Message], list[str]]:
             raise ValueError(f"turn {number} has the value {text!r}; it must be a text")
         if expected == "gpt" and IMAGE in text:
             raise ValueError(f"turn {number} is from gpt and has an {IMAGE}")
-        messages.append({"role": ROLES[expected], "content": _parts(text)})
+        messages.append({"role": ROLES[expected], "content": split_parts(text)})
     images = record.get("image") or []
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
@@ -121,15 +118,6 @@ def to_messages(record: Any) -> tuple[list[Message], list[str]]:
     if places != len(images):
         raise ValueError(f"it has {len(images)} images and {places} times {IMAGE}")
     return messages, images
-
-
-def _parts(text: str) -> list[dict[str, str]]:
-    pieces = re.split(rf"\n*({re.escape(IMAGE)})\n*", text)  # texts at even places, images at odd ones
-    return [
-        {"type": "image"} if place % 2 else {"type": "text", "text": piece}
-        for place, piece in enumerate(pieces)
-        if piece
-    ]
 
 
 def _read_records(path: Path) -> list[Any]:

@@ -54,14 +54,14 @@ class VisionLanguageTrainer(Trainer):
         return Path(self.args.output_dir)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with two entries a group: weight decay acts on matrices, not on biases and norms."""
+        """AdamW with two entries a group: weight decay acts on matrices, and not on biases, norms and other vectors."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            decays = set(self.get_decay_parameter_names(model))
             entries: dict[tuple[str, bool], list[nn.Parameter]] = {}
-            for name, group, parameter in grouped_parameters(model):
+            for _, group, parameter in grouped_parameters(model):
                 if parameter.requires_grad:
-                    entries.setdefault((group, name in decays), []).append(parameter)
+                    # Not by name, as transformers decides: it knows none of the blocks' norms.
+                    entries.setdefault((group, parameter.dim() > 1), []).append(parameter)
             # The log has the rate of the first entry.
             ordered = sorted(entries.items(), key=lambda entry: entry[0][0] in self.learning_rates)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)

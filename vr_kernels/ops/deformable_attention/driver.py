@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,29 @@ from torch import Tensor
 from vr_kernels.ops._layout import plain, unit_inner
 
 
-def forward(kernel: ModuleType, value: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+class DeformableKernel(Protocol):
+    """What a backend computes. Levels have unit inner stride; all other tensors are contiguous.
+
+    Locations and weights are float32.
+    """
+
+    def forward(self, value: Sequence[Tensor], locations: Tensor, weights: Tensor, out: Tensor) -> None:
+        """out (B, Q, h, d), in the values' dtype."""
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        value: Sequence[Tensor],
+        locations: Tensor,
+        weights: Tensor,
+        grad_value: Sequence[Tensor | None],
+        grad_locations: Tensor | None,
+        grad_weights: Tensor | None,
+    ) -> None:
+        """Adds to grad_value, float32 of the levels' shapes; writes the other two, float32."""
+
+
+def forward(kernel: DeformableKernel, value: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
     """(B, Q, h, d) in the values' dtype."""
     out = value[0].new_empty(*weights.shape[:3], value[0].shape[-1])
     kernel.forward([unit_inner(level) for level in value], plain(locations), plain(weights), out)
@@ -19,7 +41,7 @@ def forward(kernel: ModuleType, value: Sequence[Tensor], locations: Tensor, weig
 
 
 def backward(
-    kernel: ModuleType,
+    kernel: DeformableKernel,
     grad_out: Tensor,
     value: Sequence[Tensor],
     locations: Tensor,

@@ -1,4 +1,4 @@
-"""Deformable attention by csrc/cpu."""
+"""``DeformableKernel`` by csrc/cpu."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from vr_kernels.ops._native import DTYPE_CODES, address, module
 
 
 def forward(value: Sequence[Tensor], locations: Tensor, weights: Tensor, out: Tensor) -> None:
-    """Channels of ``value`` are contiguous; locations and weights float32 and contiguous, as ``out`` is contiguous."""
     module().deformable_attention_forward(_struct(value, [None] * len(value), locations, weights), out.data_ptr())
 
 
@@ -25,7 +24,6 @@ def backward(
     grad_locations: Tensor | None,
     grad_weights: Tensor | None,
 ) -> None:
-    """Adds to ``grad_value``, float32 of the levels' shapes; writes the others. All made tensors are contiguous."""
     module().deformable_attention_backward(
         _struct(value, grad_value, locations, weights),
         grad_out.data_ptr(),

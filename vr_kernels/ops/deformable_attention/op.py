@@ -17,7 +17,7 @@ SCHEMA = """deformable_attention(Tensor[] value, Tensor sampling_locations, Tens
 BACKWARD_SCHEMA = """deformable_attention_backward(Tensor grad_out, Tensor[] value, Tensor sampling_locations,
  Tensor attention_weights, bool[] needs, str backend) -> Tensor[]"""
 
-KERNELS = {"cpu": native, "triton": triton}
+KERNELS: dict[str, driver.DeformableKernel] = {"cpu": native, "triton": triton}
 
 
 def forward(value: Sequence[Tensor], sampling_locations: Tensor, attention_weights: Tensor, backend: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Deformable attention by Triton: the launches. Triton itself is imported by the first one."""
+"""``DeformableKernel`` by Triton: the launches. Triton itself is imported by the first one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ class SampledLevel(NamedTuple):
 
 
 def forward(value: Sequence[Tensor], locations: Tensor, weights: Tensor, out: Tensor) -> None:
-    """As ``native.forward``."""
     from vr_kernels.ops.deformable_attention.triton_kernels import deformable_forward
 
     if out.numel() == 0:
@@ -45,7 +44,6 @@ def backward(
     grad_locations: Tensor | None,
     grad_weights: Tensor | None,
 ) -> None:
-    """As ``native.backward``."""
     from vr_kernels.ops.deformable_attention.triton_kernels import deformable_backward, deformable_value_gradient
 
     if grad_out.numel() == 0:

@@ -40,8 +40,10 @@ def backward(*arguments: Any) -> list[Tensor]:
     return blocked_backward.backward(ENGINES[backend], *inputs)
 
 
-def _fake(query: Tensor, features: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-    window_index, num_heads = arguments[2], arguments[9]
+def _fake(
+    query: Tensor, features: Any, key_weight: Tensor, value_weight: Tensor, window_index: Tensor | None, *others: Any
+) -> tuple[Tensor, Tensor]:
+    num_heads = others[6]  # behind six optional tensors
     leading = query.shape[:-1]
     if window_index is not None:
         slots = window_index.shape[1]

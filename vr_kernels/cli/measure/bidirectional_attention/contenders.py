@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Contender, results
+from vr_kernels.cli.measure.bench import Contender, compiled, results
 from vr_kernels.cli.measure.bidirectional_attention.cases import Inputs
 
 Forward = Callable[[Inputs], Tensor]
@@ -70,8 +70,6 @@ FORMS: dict[str, tuple[str, Forward]] = {
 def make_contender(name: str) -> Contender[Inputs]:
     """A contender by name; what cannot run here shows when it is first called."""
     if name == "compiled":
-        torch.compiler.reset()  # forget the shapes before, or the next one is compiled for any size
-        compiled: Forward = torch.compile(packed, dynamic=False)
-        return Contender(name, "packed under torch.compile", partial(results, compiled))
+        return Contender(name, "packed under torch.compile", partial(results, compiled(packed)))
     what, forward = FORMS[name]
     return Contender(name, what, partial(results, forward))

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Bench, Contender, results
+from vr_kernels.cli.measure.bench import TRITON_ALONE, Bench, Contender, results
 from vr_kernels.cli.measure.importance.cases import COLUMNS, ROWS, Inputs, TokenCase, make_inputs
 from vr_kernels.cli.measure.importance.contenders import COLUMN_FORMS, ROW_FORMS, make_contender, maps, rows
 
 
 class _TokenBench(Bench[TokenCase, Inputs]):
     case_type = TokenCase
+    cuda_only = TRITON_ALONE
 
     def quantities(self, case: TokenCase) -> Sequence[str]:
         return ("output", "query gradient", "key gradient") if case.backward else ("output",)
@@ -53,7 +54,7 @@ class AttentionImportanceBench(_TokenBench):
     def lacking(self, name: str, case: TokenCase) -> str | None:
         if name == "products" and case.rows != 1:
             return "it takes one row"
-        return _needs_cuda(name, case)
+        return super().lacking(name, case)
 
 
 class AttentionReceivedBench(_TokenBench):
@@ -89,11 +90,7 @@ class AttentionReceivedBench(_TokenBench):
             return "its log-sum-exp is compared forward alone"
         if name in ("given_lse", "sdpa") and case.backward:
             return "it is shown forward alone"
-        return _needs_cuda(name, case)
-
-
-def _needs_cuda(name: str, case: TokenCase) -> str | None:
-    return "Triton kernels run on CUDA" if name == "triton" and case.device != "cuda" else None
+        return super().lacking(name, case)
 
 
 def _in_float64(x: Inputs) -> Inputs:

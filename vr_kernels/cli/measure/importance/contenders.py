@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Contender, results
+from vr_kernels.cli.measure.bench import Contender, compiled, results
 from vr_kernels.cli.measure.importance.cases import Inputs
 
 Forward = Callable[[Inputs], Tensor]
@@ -76,22 +76,16 @@ def attend(x: Inputs) -> tuple[Tensor, ...]:
     return ()
 
 
-def _compiled(forward: Forward) -> Forward:
-    torch.compiler.reset()  # forget the shapes before, or the next one is compiled for any size
-    return torch.compile(forward, dynamic=False)
-
-
 def _compiled_flex() -> Forward:
     from torch.nn.attention.flex_attention import flex_attention  # loads torch's compiler: a second
 
-    torch.compiler.reset()
-    return partial(flex, attention=torch.compile(flex_attention, dynamic=False))
+    return partial(flex, attention=compiled(flex_attention))
 
 
 ROW_FORMS: dict[str, tuple[str, Callable[[], Forward]]] = {
     "ours": ("what vr_kernels chooses", lambda: partial(importance, backend=None)),
     "rows": ("einsum, softmax and mean of the rows alone", lambda: rows),
-    "compiled": ("the same under torch.compile", lambda: _compiled(rows)),
+    "compiled": ("the same under torch.compile", lambda: compiled(rows)),
     "products": ("product and sum in place of the einsum", lambda: products),
     "maps": ("eager attention maps of all rows", lambda: maps),
     "triton": ("Triton kernels", lambda: partial(importance, backend="triton")),
@@ -99,7 +93,7 @@ ROW_FORMS: dict[str, tuple[str, Callable[[], Forward]]] = {
 COLUMN_FORMS: dict[str, tuple[str, Callable[[], Forward]]] = {
     "ours": ("what vr_kernels chooses", lambda: partial(received, backend=None)),
     "maps": ("eager attention maps", lambda: maps),
-    "compiled": ("the same under torch.compile", lambda: _compiled(maps)),
+    "compiled": ("the same under torch.compile", lambda: compiled(maps)),
     "blocked": ("plain PyTorch, a block of rows at a time", lambda: partial(received, backend="blocked")),
     "triton": ("Triton kernels", lambda: partial(received, backend="triton")),
     "given_lse": ("ours, given the log-sum-exp of the rows", given_lse),

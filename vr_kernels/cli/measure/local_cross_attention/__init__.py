@@ -20,6 +20,7 @@ class LocalCrossAttentionBench(Bench[WindowCase, Inputs]):
     shapes = SHAPES
     default = ("v1", "v2", "s4")
     baselines = BASELINES
+    cuda_only = CUDA_ONLY
 
     def quantities(self, case: WindowCase) -> Sequence[str]:
         gradients = ("query gradient", "key_weight gradient", "value_weight gradient")
@@ -59,6 +60,3 @@ class LocalCrossAttentionBench(Bench[WindowCase, Inputs]):
         if case.backward:
             once += 2 * tokens + weights
         return float(once * case.torch_dtype.itemsize)
-
-    def lacking(self, name: str, case: WindowCase) -> str | None:
-        return CUDA_ONLY.get(name) if case.device != "cuda" else None

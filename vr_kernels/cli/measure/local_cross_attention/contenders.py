@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Contender, results
+from vr_kernels.cli.measure.bench import Contender, compiled, results
 from vr_kernels.cli.measure.local_cross_attention.cases import Inputs, WindowCase
 
 Forward = Callable[[Inputs], Tensor]
@@ -101,8 +101,7 @@ def _form(name: str, case: WindowCase) -> tuple[str, Forward]:
     if name == "naive":
         return f"concat, partition, K and V projected, SDPA ({sdpa_backend(case)})", naive
     if name == "compiled":
-        torch.compiler.reset()  # forget the shapes before, or the next one is compiled for any size
-        return "naive under torch.compile", torch.compile(naive, dynamic=False)
+        return "naive under torch.compile", compiled(naive)
     if name == "cudnn":
         return "naive with SDPA's cuDNN backend", cudnn
     if name == "flex":

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from vr_kernels.cli.measure.bench import compiled
 from vr_kernels.cli.measure.local_cross_attention.cases import Inputs
 from vr_kernels.cli.measure.local_cross_attention.contenders import Forward, windows_of
 
@@ -38,4 +39,4 @@ def window_mask(tokens: int, slots: int, device: torch.device) -> BlockMask:
 
 
 def compiled_flex() -> Forward:
-    return functools.partial(flex, attention=torch.compile(flex_attention, dynamic=False))
+    return functools.partial(flex, attention=compiled(flex_attention))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vr_kernels.cli.measure.bench import Bench, Contender, results
+from vr_kernels.cli.measure.bench import TRITON_ALONE, Bench, Contender, results
 from vr_kernels.cli.measure.token_fusion import contenders
 from vr_kernels.cli.measure.token_fusion.cases import SHAPES, FusionCase, Inputs, make_inputs
-from vr_kernels.cli.measure.token_fusion.contenders import BASELINES, CUDA_ONLY
+from vr_kernels.cli.measure.token_fusion.contenders import BASELINES
 
 
 class TokenFusionBench(Bench[FusionCase, Inputs]):
@@ -19,6 +19,7 @@ class TokenFusionBench(Bench[FusionCase, Inputs]):
     shapes = SHAPES
     default = ("mbtf", "stf", "stf_code")
     baselines = BASELINES
+    cuda_only = TRITON_ALONE
     yardstick = "linear"
 
     def quantities(self, case: FusionCase) -> Sequence[str]:
@@ -53,6 +54,3 @@ class TokenFusionBench(Bench[FusionCase, Inputs]):
         trained = sum(layer.out * (layer.columns + 1) for layer in case.layers)
         out = case.batch * case.layers[-1].patches * case.widths[-1]
         return float((features + (trained + out) * (2 if case.backward else 1)) * case.torch_dtype.itemsize)
-
-    def lacking(self, name: str, case: FusionCase) -> str | None:
-        return CUDA_ONLY.get(name) if case.device != "cuda" else None

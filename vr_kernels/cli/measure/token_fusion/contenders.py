@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Contender, results
+from vr_kernels.cli.measure.bench import Contender, compiled, results
 from vr_kernels.cli.measure.token_fusion.cases import Inputs
 
 Forward = Callable[[Inputs], Tensor]
@@ -46,7 +46,6 @@ def chosen_backend(x: Inputs) -> str:
 
 
 BASELINES = ("linear", "conv", "compiled_linear", "compiled_conv", "triton")
-CUDA_ONLY = {"triton": "Triton kernels run on CUDA"}
 
 # "linear" is patch_linear's own stock form: concatenation, patches gathered by copy, F.linear, F.gelu.
 EAGER: dict[str, tuple[str, Forward]] = {
@@ -61,6 +60,5 @@ def make_contender(name: str) -> Contender[Inputs]:
     """A contender by name; what cannot run here shows when it is first called."""
     what, forward = EAGER[name.removeprefix("compiled_")]
     if name.startswith("compiled_"):
-        torch.compiler.reset()  # forget the shapes before, or the next one is compiled for any size
-        what, forward = f"{what}, under torch.compile", torch.compile(forward, dynamic=False)
+        what, forward = f"{what}, under torch.compile", compiled(forward)
     return Contender(name, what, partial(results, forward))
