@@ -61,6 +61,12 @@ module(torch.randn(1, 2, 2, 32), [torch.randn(1, 4, 4, 16)] * 2)"""
     assert "local_cross_attention(" in (tmp_path / "calls.log").read_text()
 
 
+def test_a_program_that_configures_logging_gets_each_line_once() -> None:
+    done = run("import logging; logging.basicConfig()\n" + CALL, VR_KERNELS_LOG="1")
+    (line,) = done.stderr.splitlines()
+    assert "local_attention(query=" in line
+
+
 @pytest.mark.parametrize("value", ["reference", "local_attention=reference", "gather_tokens=cpu,reference"])
 def test_the_environment_names_the_backend(value: str) -> None:
     program = CALL + "print(vr_kernels.explain(vr_kernels.local_attention, query, key))"
