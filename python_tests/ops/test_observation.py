@@ -187,7 +187,9 @@ print(compiled(torch.ones(1, 1, 1, 1, 2), torch.ones(1, 2, 2, 1, 2)).flatten().t
 
 
 def test_every_variable_stands_in_the_table() -> None:
-    sources = [*(REPOSITORY / "vr_kernels").rglob("*.py"), REPOSITORY / "setup.py", REPOSITORY / "CMakeLists.txt"]
+    folders = ("vr_kernels", "python_tests", "bench", "examples")
+    sources = [*(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))]
+    sources += [REPOSITORY / name for name in ("setup.py", "CMakeLists.txt", "Makefile")]
     used = {name for path in sources for name in re.findall(r"VR_KERNELS_[A-Z_]+", path.read_text())}
     page = (REPOSITORY / "docs" / "debugging.md").read_text()
     native = [path for path in (REPOSITORY / "csrc").rglob("*") if path.is_file()]
