@@ -19,6 +19,7 @@ import vr_kernels
 from python_tests import _docs
 from vr_kernels import compression, integrations, nn
 from vr_kernels.compression import projectors, pruning
+from vr_kernels.ops._dispatch import functions
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -182,6 +183,15 @@ def test_every_operator_has_a_page_with_its_reference() -> None:
         assert len(pages) == 1, name
         for section in ("Equation", "Shapes", "Reference", "Data movement", "Kernels"):
             assert f"## {section}" in pages[0], (name, section)
+
+
+def test_the_kernels_of_an_operator_s_page_are_its_backends() -> None:
+    for function, operator in functions().items():
+        (page,) = [text for page, text in PAGES.items() if "/operators/" in page and titled(text, function.__name__)]
+        cells = re.findall(r"^\| (`.+?) \|", page.partition("## Kernels")[2], re.MULTILINE)
+        if cells:  # cls_saliency has those of the operator that it calls
+            named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+            assert named == {backend.name for backend in operator.backends}, function.__name__
 
 
 def test_the_figures_are_made_from_the_committed_records() -> None:

@@ -48,7 +48,7 @@ def test_the_pages_have_commands_for_each_of_them() -> None:
 @pytest.mark.parametrize("line", TYPED)
 def test_a_command_of_the_first_pages_runs(line: str, tmp_path: Path) -> None:
     if line.startswith("vr-kernels bench") and "--quick" not in line:
-        line += " --shape tiny --quick"  # the papers' shapes take minutes
+        line += " --shape tiny --quick --compare naive"  # the papers' shapes take minutes
     done = run(line, tmp_path)
     assert done.returncode == 0, done.stderr
     for file in re.findall(r"(?:=|--json )(\w+\.(?:log|json))", line):
