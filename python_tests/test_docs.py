@@ -18,6 +18,7 @@ import vr_kernels
 from python_tests import _docs
 from vr_kernels import compression, integrations, nn
 from vr_kernels.compression import projectors, pruning
+from vr_kernels.ops._dispatch import functions
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,13 +36,19 @@ def python_blocks(page: str) -> list[tuple[str, str]]:
     return [(block, textwrap.dedent(printed)) for block, printed in blocks if not INCLUDED.match(block)]
 
 
-def indented_lines() -> Iterator[tuple[str, str]]:
+def typed_lines() -> Iterator[tuple[str, str]]:
     """What a reader may type: the lines of indented blocks, and of blocks fenced as console input."""
     for page, text in PAGES.items():
         fenced = re.findall(r"^```(?:console|sh|bash)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
         lines = re.findall(r"^ {4,}(\S.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.M)
         for line in [*lines, *"".join(fenced).splitlines()]:
-            yield page, re.sub(r"^([A-Z_]+=\S+ )+", "", line)
+            yield page, line
+
+
+def indented_lines() -> Iterator[tuple[str, str]]:
+    """The same without the variables in front."""
+    for page, line in typed_lines():
+        yield page, re.sub(r"^([A-Z_]+=\S+ )+", "", line)
 
 
 def titled(page: str, name: str) -> bool:
@@ -129,9 +136,12 @@ def test_every_included_file_exists() -> None:
     assert [path for path in named if not (ROOT / path).is_file()] == []
 
 
-def test_every_test_that_the_support_matrix_names_exists() -> None:
-    named = re.findall(r"`(python_tests/[\w/]+\.py)::(\w+)`", PAGES["docs/support.md"])
-    assert len(named) > 20
+def test_every_test_that_a_page_names_exists() -> None:
+    named = re.findall(r"`(python_tests/[\w/]+\.py)::(\w+)`", "\n".join(PAGES.values()))
+    assert {page for page, text in PAGES.items() if "`python_tests/" in text} >= {
+        "docs/support.md",
+        "docs/determinism.md",
+    }
     assert [f"{path}::{test}" for path, test in named if f"def {test}(" not in (ROOT / path).read_text()] == []
 
 
@@ -172,6 +182,15 @@ def test_every_operator_has_a_page_with_its_reference() -> None:
         assert len(pages) == 1, name
         for section in ("Equation", "Shapes", "Reference", "Data movement", "Kernels"):
             assert f"## {section}" in pages[0], (name, section)
+
+
+def test_the_kernels_of_an_operator_s_page_are_its_backends() -> None:
+    for function, operator in functions().items():
+        (page,) = [text for page, text in PAGES.items() if "/operators/" in page and titled(text, function.__name__)]
+        cells = re.findall(r"^\| (`.+?) \|", page.partition("## Kernels")[2], re.MULTILINE)
+        if cells:  # cls_saliency has those of the operator that it calls
+            named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+            assert named == {backend.name for backend in operator.backends}, function.__name__
 
 
 def test_the_figures_are_made_from_the_committed_records() -> None:

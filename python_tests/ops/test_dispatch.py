@@ -68,6 +68,8 @@ def test_explain_says_why_a_backend_cannot_run(subject: Subject) -> None:
 def test_explain_refuses_what_is_no_operator() -> None:
     with pytest.raises(ValueError, match=r"explain: .*add.* is not an operator .* local_attention"):
         vr_kernels.explain(torch.add, torch.ones(1), torch.ones(1))
+    with pytest.raises(ValueError, match=r"explain: a Linear is not an operator .* VR_KERNELS_LOG=1 shows"):
+        vr_kernels.explain(torch.nn.Linear(1, 1), torch.ones(1))
 
 
 @over_operators

@@ -69,17 +69,21 @@ def test_an_unknown_instruction_set_is_refused_with_the_known_ones() -> None:
     assert _C.isa() == before
 
 
-def isa_in_a_process_with(value: str) -> subprocess.CompletedProcess[str]:
-    program = "import torch; from vr_kernels import _C; print(_C.isa())"
+def in_a_process_with(value: str, program: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "VR_KERNELS_CPU_ISA": value}
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_environment_chooses_the_instruction_set() -> None:
-    assert isa_in_a_process_with("baseline").stdout.strip() == "baseline"
+    result = in_a_process_with("baseline", "import torch; from vr_kernels import _C; print(_C.isa())")
+    assert result.stdout.strip() == "baseline"
 
 
-def test_an_unknown_instruction_set_in_the_environment_is_refused_in_words() -> None:
-    result = isa_in_a_process_with("sse9")
-    assert result.returncode != 0
-    assert "VR_KERNELS_CPU_ISA: unknown instruction set 'sse9'" in result.stderr
+def test_an_unknown_instruction_set_in_the_environment_is_refused_and_no_other_backend_steps_in() -> None:
+    program = (
+        "import torch, vr_kernels; vr_kernels.local_attention(torch.ones(1, 1, 1, 1, 2), torch.ones(1, 2, 2, 1, 2))"
+    )
+    result = in_a_process_with("sse9", program)
+    assert result.stderr.splitlines()[-1] == (
+        "ValueError: VR_KERNELS_CPU_ISA: unknown instruction set 'sse9'; it may be baseline, avx2, avx512, amx"
+    )

@@ -61,6 +61,12 @@ module(torch.randn(1, 2, 2, 32), [torch.randn(1, 4, 4, 16)] * 2)"""
     assert "local_cross_attention(" in (tmp_path / "calls.log").read_text()
 
 
+def test_a_program_that_configures_logging_gets_each_line_once() -> None:
+    done = run("import logging; logging.basicConfig()\n" + CALL, VR_KERNELS_LOG="1")
+    (line,) = done.stderr.splitlines()
+    assert "local_attention(query=" in line
+
+
 @pytest.mark.parametrize("value", ["reference", "local_attention=reference", "gather_tokens=cpu,reference"])
 def test_the_environment_names_the_backend(value: str) -> None:
     program = CALL + "print(vr_kernels.explain(vr_kernels.local_attention, query, key))"
@@ -181,7 +187,9 @@ print(compiled(torch.ones(1, 1, 1, 1, 2), torch.ones(1, 2, 2, 1, 2)).flatten().t
 
 
 def test_every_variable_stands_in_the_table() -> None:
-    sources = [*(REPOSITORY / "vr_kernels").rglob("*.py"), REPOSITORY / "setup.py", REPOSITORY / "CMakeLists.txt"]
+    folders = ("vr_kernels", "python_tests", "bench", "examples")
+    sources = [*(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))]
+    sources += [REPOSITORY / name for name in ("setup.py", "CMakeLists.txt", "Makefile")]
     used = {name for path in sources for name in re.findall(r"VR_KERNELS_[A-Z_]+", path.read_text())}
     page = (REPOSITORY / "docs" / "debugging.md").read_text()
     native = [path for path in (REPOSITORY / "csrc").rglob("*") if path.is_file()]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vr_kernels.nn._linear import check_input
 from vr_kernels.nn._sizes import check_positive, head_width, levels_of
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._registration import cast_for_autocast, stand_in
@@ -65,8 +66,9 @@ class CrossAttention(nn.Module):
                 "windows does not tell; give the grid form, query (B, n_h, n_w, D_q) and features (B, H, W, D_l), "
                 "with what you like in the cells that hold no token"
             )
-        # Under autocast a saliency map may come in its dtype, from cls_saliency, and the query not.
-        given = signatures(*cast_for_autocast(query, cast=stand_in), saliency, *levels)
+        # Under autocast a saliency map may come in its dtype, from cls_saliency, and the query and levels not.
+        query, levels_cast = cast_for_autocast(query, levels, cast=stand_in)
+        given = signatures(query, saliency, *levels_cast)
         _check_tiles(type(self).__name__, self.query_dim, given, one_grid or saliency is not None)
         return levels
 
@@ -81,7 +83,7 @@ def _check_tiles(operator: str, query_dim: int, given: tuple[Any, ...], one_grid
         raise arguments.error(f"query has width {q.shape[-1]}, query_dim is {query_dim}; they must be equal")
     first = arguments.tensor("features[0]", levels[0])
     for i, value in enumerate(levels):
-        level = arguments.tensor(f"features[{i}]", value)
+        level = arguments.companion(f"features[{i}]", value, q)
         arguments.rank(f"features[{i}]", level, {4: "(B, H, W, D)"})
         if level.shape[0] != q.shape[0]:
             raise arguments.error(f"features[{i}] has batch {level.shape[0]}, query has {q.shape[0]}; make them equal")
@@ -156,6 +158,10 @@ class ProjectedCrossAttention(CrossAttention):
                 nn.init.zeros_(bias)
         if self.norm_weight is not None:
             nn.init.ones_(self.norm_weight)
+
+    def _queries(self, query: Tensor) -> Tensor:
+        check_input(type(self).__name__, "query", query, self.query_proj)
+        return self.query_proj(query)  # type: ignore[no-any-return]
 
     @property
     def norm_groups(self) -> str:

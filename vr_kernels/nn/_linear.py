@@ -1,12 +1,34 @@
-"""Linear maps that may be read and merged, and the refusal of those that may not."""
+"""Linear maps: what one takes, which may be read and merged, and the refusal of what is neither."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from vr_kernels.nn._sizes import check_tensor
+
+
+def check_input(operation: str, name: str, value: Any, linear: nn.Module) -> None:
+    """Refuse in a sentence what ``linear`` would refuse in torch's words: another width or dtype than its weight's.
+
+    Only a plain one is known to refuse them: an adapted or quantised one may convert its input, and autocast does.
+    """
+    check_tensor(operation, name, value)
+    if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
+        return
+    if value.shape[-1:] != (linear.in_features,):
+        raise ValueError(
+            f"{operation}: {name} has shape {tuple(value.shape)}; its last size must be {linear.in_features}"
+        )
+    if value.dtype != linear.weight.dtype and not torch._C._is_any_autocast_enabled():
+        raise TypeError(
+            f"{operation}: {name} is {value.dtype}, the module's weights are {linear.weight.dtype}; "
+            "convert one of them (module.to(dtype)), or compute under torch.autocast"
+        )
 
 
 def plain_linear(operation: str, name: str, module: nn.Module) -> nn.Linear:

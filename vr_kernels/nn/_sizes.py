@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -29,10 +30,26 @@ def levels_of(
     operation: str, features: Tensor | Sequence[Tensor], dims: tuple[int, ...], dims_name: str = "feature_dims"
 ) -> list[Tensor]:
     """One tensor a level, of the widths ``dims``."""
-    levels = [features] if isinstance(features, Tensor) else list(features)
-    widths = tuple(level.shape[-1] for level in levels)
+    levels = as_levels(operation, features)
+    widths = tuple(width for level in levels for width in level.shape[-1:])
     if widths != dims:
         raise ValueError(
-            f"{operation}: features have widths {widths}, {dims_name} is {dims}; give one tensor a level, in that order"
+            f"{operation}: features have widths {widths}, {dims_name} is {dims}; give one tensor a level, in that "
+            "order, channels last"
         )
     return levels
+
+
+def as_levels(operation: str, features: Any) -> list[Tensor]:
+    """One tensor a level; a tensor alone is one level."""
+    levels = [features] if isinstance(features, Tensor) or not isinstance(features, Iterable) else list(features)
+    for i, level in enumerate(levels):
+        check_tensor(operation, "features" if level is features else f"features[{i}]", level)
+    return levels
+
+
+def check_tensor(operation: str, name: str, value: Any) -> None:
+    """For what a module looks into before an operator does."""
+    if not isinstance(value, Tensor):
+        got = "None" if value is None else f"a {type(value).__name__}"
+        raise TypeError(f"{operation}: {name} is {got}; it must be a torch.Tensor")

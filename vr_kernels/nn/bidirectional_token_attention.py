@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vr_kernels.nn._linear import check_input
 from vr_kernels.nn._rotary import rotate
 from vr_kernels.nn._sizes import check_positive, head_width
 from vr_kernels.ops import bidirectional_attention, gather_tokens, scatter_add_tokens
@@ -142,6 +143,7 @@ class BidirectionalTokenAttention(nn.Module):
             ValueError, TypeError: as ``vr_kernels.gather_tokens`` does; key_rows of another number of images;
                 position_ids of another shape, or without rope_theta; on the CPU, a complete that is not true.
         """
+        check_input("BidirectionalTokenAttention", "hidden_states", hidden_states, self.qkv_proj)
         self._check_options(hidden_states, token_rows, key_rows, position_ids)
         text_mask = None if self.guide is None else text_mask
         read = token_rows if key_rows is None else torch.cat([token_rows, key_rows], 1)  # (I, N+M)

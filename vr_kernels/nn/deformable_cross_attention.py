@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.nn._cross_attention import CrossAttention
+from vr_kernels.nn._linear import check_input
 from vr_kernels.nn._sizes import check_positive
 from vr_kernels.ops import deformable_attention
 
@@ -147,6 +148,7 @@ class DeformableCrossAttention(CrossAttention):
                 "DeformableCrossAttention: need_weights is True, and the weights belong to points between features, "
                 "not to features; see sample_points"
             )
+        check_input("DeformableCrossAttention", "query", query, self.sampling_offsets)
         locations, weights = self.sample_points(query, [(level.shape[1], level.shape[2]) for level in levels])
         out = deformable_attention(
             [self._value(i, level, saliency) for i, level in enumerate(levels)],

@@ -90,8 +90,8 @@ class GlobalCrossAttention(ProjectedCrossAttention):
             ValueError: a window_index; sizes that do not fit.
         """
         levels = self._tiles(query, features, window_index, saliency, one_grid=True)
+        q = self._heads(self._queries(query).flatten(1, 2))  # (B, h, n_h*n_w, d)
         key, value = self._keys_and_values(levels, saliency)  # (B, h, H*W, d)
-        q = self._heads(self.query_proj(query).flatten(1, 2))  # (B, h, n_h*n_w, d)
         if need_weights:
             out, weights = _attend(q, key, value)
         else:

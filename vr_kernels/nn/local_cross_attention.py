@@ -61,7 +61,7 @@ class LocalCrossAttention(ProjectedCrossAttention):
             query's shape with out_dim channels; with ``need_weights`` also the weights (..., h, K).
         """
         result = local_cross_attention(
-            self.query_proj(query),
+            self._queries(query),
             self._levels(features),
             self.key_weight,
             self.value_weight,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vr_kernels.nn._linear import plain_linear, scaled
+from vr_kernels.nn._linear import check_input, plain_linear, scaled
 from vr_kernels.nn._literal_attention import LiteralLocalAttention
 from vr_kernels.nn._map_inputs import as_table, as_tiles, check_leading_shape, check_stream, checked_levels
 from vr_kernels.nn.deformable_cross_attention import DeformableCrossAttention
@@ -164,6 +164,8 @@ class TokenFeatureCrossAttention(nn.Module):
     ) -> list[Tensor]:
         config = self.config
         check_stream(NAME, hidden_states, vision_map, config.hidden_size)
+        first = self.expansion[0] if isinstance(self.expansion, nn.Sequential) else self.expansion
+        check_input(NAME, "hidden_states", hidden_states, first)
         levels = checked_levels(NAME, vision_map, features, config.feature_dims, hidden_states)
         if saliency is not None:
             check_leading_shape(NAME, "saliency", vision_map, tuple(saliency.shape))

@@ -176,6 +176,10 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     """
     if function not in _operators:
         known = ", ".join(operator.name for operator in operators())
-        raise ValueError(f"explain: {function!r} is not an operator of vr_kernels; the operators are {known}")
+        named = getattr(function, "__name__", f"a {type(function).__name__}")
+        raise ValueError(
+            f"explain: {named} is not an operator of vr_kernels; the operators are {known}. "
+            "VR_KERNELS_LOG=1 shows what modules call"
+        )
     inspect.signature(function).bind(*args, **kwargs)
     return _operators[function].explain_call(*args, **kwargs)

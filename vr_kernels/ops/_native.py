@@ -28,6 +28,8 @@ def _import() -> tuple[Any, str | None]:
             return None, f"vr_kernels._C {reason}; {REMEDY}"
         loaded = importlib.import_module("vr_kernels._C")
     except (ImportError, OSError) as error:
+        if "VR_KERNELS_CPU_ISA" in str(error):  # the module is whole: it refuses what the environment asks of it
+            raise ValueError(str(error)) from None
         return None, f"vr_kernels._C cannot be imported ({error}); {REMEDY}"
     built = loaded.build_info()["version"]
     if built != __version__:

@@ -42,6 +42,7 @@ def observed(settings: Settings) -> dict[str, Callable[..., Any]]:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
         LOGGER.addHandler(handler)
         LOGGER.setLevel(logging.INFO)
+        LOGGER.propagate = False  # a program that configures logging would print each line twice
     watched = {}
     for function, operator in functions().items():
         watched[function.__name__] = _observe(function, operator.explain_call, settings)

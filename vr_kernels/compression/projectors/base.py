@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from vr_kernels.compression.projectors._windows import window_index
+from vr_kernels.nn._sizes import as_levels
 from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 
@@ -96,7 +97,7 @@ class Projector(nn.Module, ABC):
             ValueError: levels of other widths or grids; a grid that the window does not divide, where the method has
                 no ragged windows. TypeError: a level that is no tensor.
         """
-        levels = [features] if isinstance(features, Tensor) else list(features)
+        levels = as_levels(type(self).__name__, features)
         _check_levels(type(self).__name__, self.feature_dims, signatures(*levels))
         height, width = levels[0].shape[1:3]
         grid = self.output_grid(height, width)
@@ -138,7 +139,8 @@ def _check_levels(operator: str, feature_dims: tuple[int, ...], given: tuple[Any
     widths = tuple(level.shape[-1] for level in levels)
     if widths != feature_dims:
         raise arguments.error(
-            f"features have widths {widths}, feature_dims is {feature_dims}; give one tensor a level, in that order"
+            f"features have widths {widths}, feature_dims is {feature_dims}; give one tensor a level, in that order, "
+            "channels last"
         )
     if first.shape[1] * first.shape[2] == 0:
         raise arguments.error(f"features have grid {first.shape[1:3]}; both sizes must be at least 1")

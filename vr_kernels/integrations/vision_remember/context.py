@@ -86,8 +86,8 @@ def context_of_images(
     if sum(slots) != int(image_mask.sum()):
         raise ValueError(
             f"vision_remember: the prompt has {int(image_mask.sum())} image tokens and its images have {sum(slots)} "
-            f"({', '.join(map(str, slots))}); a prefill in parts, or a cache that holds a part of an image, cannot be "
-            "served"
+            f"({', '.join(map(str, slots))}); give it a placeholder for each. A prefill in parts, or a cache that "
+            "holds a part of an image, cannot be served"
         )
     device = image_mask.device
     mask = image_mask.cpu()  # tables are built and checked where that costs no synchronisation
