@@ -7,7 +7,6 @@ text on 96x96 pixels: what the scale is has to be learned, and bars are counted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 from examples.reproduction.task import GRID, Array, Patches, Sample, Task, check_part
 
 BARS = 10
-VALUES = 50  # 0 to 49
+VALUES = 50  # heights of a bar, 0 to 49
 IMAGE_PIXELS = 96
 FIRST, WIDTH = 3, 9  # pixels: where the first bar's strip begins, and how wide each is
 HIGH = BARS * WIDTH  # of the axes
@@ -38,14 +37,14 @@ class Chart(NamedTuple):
 
 
 class Charts(Task):
-    """ "bars 0 7 :" and the values of bars 7, 8 and 9, or "which are highest :" and the numbers of the three highest
-    bars, the highest first: two digits each."""
+    """ "bars 0 7 :" and how many tenths of the scale bars 7, 8 and 9 reach, a digit each; or "which is highest :" and
+    the two digits of its number, and its tenths."""
 
     name = "charts"
     unit = "digit"
-    guess = 0.26
-    words = ("bars", "which", "are", "highest", ":", *map(str, range(10)))
-    answer_words = 2 * ASKED
+    guess = 0.23
+    words = ("bars", "which", "is", "highest", ":", *map(str, range(10)))
+    answer_words = ASKED
     patch_pixels = IMAGE_PIXELS // GRID
     labels: ClassVar[dict[str, int]] = {"left": 10, "right": 10}
     cells = GRID
@@ -56,20 +55,22 @@ class Charts(Task):
     def draw(self, number: int, seed: int, part: str) -> Sample:
         random = np.random.default_rng([seed, number])
         chart = draw_chart(random, part)
-        descending = np.argsort(-chart.values)
+        tenths = [str(tenth) for tenth in chart.values * 10 // VALUES]
+        highest = np.flatnonzero(chart.values == chart.values.max())
         first, ask_highest = int(random.integers(BARS - ASKED + 1)), random.random() < HIGHEST_SHARE
-        if ask_highest and len(set(chart.values[descending[: ASKED + 1]])) == ASKED + 1:  # no two compete for a place
-            return Sample(render(chart), ("which", "are", "highest", ":"), two_digits(descending[:ASKED] + 1))
-        asked = chart.values[first : first + ASKED]
-        return Sample(render(chart), ("bars", *two_digits([first + 1]), ":"), two_digits(asked))
+        if ask_highest and len(highest) == 1:
+            bar = int(highest[0])
+            return Sample(render(chart), ("which", "is", "highest", ":"), (*two_digits(bar + 1), tenths[bar]))
+        asked = tenths[first : first + ASKED]
+        return Sample(render(chart), ("bars", *two_digits(first + 1), ":"), tuple(asked))
 
     def patches(self, random: np.random.Generator, count: int, part: str, *, varied: bool) -> Patches:
         charts = [draw_chart(random, part) for _ in range(count)]
         return Patches(np.stack([render(chart) for chart in charts]), np.stack([ends(c.values) for c in charts]))
 
 
-def two_digits(numbers: Iterable[int]) -> tuple[str, ...]:
-    return tuple("".join(f"{number:02}" for number in numbers))
+def two_digits(number: int) -> tuple[str, str]:
+    return str(number // 10), str(number % 10)
 
 
 def draw_chart(random: np.random.Generator, part: str) -> Chart:
