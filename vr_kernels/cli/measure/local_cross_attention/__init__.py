@@ -61,4 +61,6 @@ class LocalCrossAttentionBench(Bench[WindowCase, Inputs]):
         return float(once * case.torch_dtype.itemsize)
 
     def lacking(self, name: str, case: WindowCase) -> str | None:
+        if name == "graph" and case.backward:
+            return "it is captured forward alone"
         return CUDA_ONLY.get(name) if case.device != "cuda" else None
