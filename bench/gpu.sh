@@ -12,20 +12,22 @@
 #   bench-OPERATOR-B            another operator at the papers' shapes
 #   llava_vr-SHAPE              the time to the first token; training-SHAPE: a step of both phases
 #
-# Each step ends at its limit, all at $CALL_LIMIT (560 seconds), and one that fails does not stop the next. Records and
-# logs are in $RESULTS (build/gpu/results); after every step $OUT/gpu.tar.gz (build/gpu) holds all of them, one file.
+# Each step ends at its limit, all at $CALL_LIMIT (560 seconds), and one that fails does not stop the next. What is built
+# and written is in $WORK (build/gpu); after every step $OUT/gpu.tar.gz ($WORK) holds all records and logs, one file.
 # $PYTHON (python3) has torch; wheels in $WHEELS (build/gpu-wheels), say of a newer transformers, go before what it has.
+# A rehearsal without a GPU: DEVICE=cpu QUICK=1, and LIMIT=SECONDS for every step.
 set -uo pipefail
 SELF=$(realpath "$0")
 cd "$(dirname "$SELF")/.."
 
 PYTHON=${PYTHON:-python3}
 CALL_LIMIT=${CALL_LIMIT:-560}
-RESULTS=$(realpath -m "${RESULTS:-build/gpu/results}")
-OUT=${OUT:-build/gpu}
+WORK=$(realpath -m "${WORK:-build/gpu}")
+RESULTS=$WORK/results
+OUT=${OUT:-$WORK}
 WHEELS=${WHEELS:-build/gpu-wheels}
-SITE=$PWD/build/gpu/site
-DEVICE=${DEVICE:-cuda} # cpu: a rehearsal of what is measured, with QUICK=1 of small shapes
+SITE=$WORK/site
+DEVICE=${DEVICE:-cuda}
 
 declare -A CALLS=(
   [1]="build forward-24-8 test-cuda test-triton test-cuda_fused test-triton_fused test-triton_others sanitize-memcheck
@@ -38,7 +40,7 @@ declare -A CALLS=(
     backward-8-8"
 )
 
-# Seconds that a step may take; $LIMIT for a rehearsal elsewhere.
+# Seconds that a step may take.
 limit_of() {
   [[ -z ${LIMIT:-} ]] || { echo "$LIMIT" && return; }
   case $1 in
@@ -62,8 +64,8 @@ build() {
   options+=(-DVR_KERNELS_CUDA="${VR_KERNELS_CUDA:-}")
   options+=(-DVR_KERNELS_CUDA_ARCHITECTURES="${VR_KERNELS_CUDA_ARCHITECTURES:-$here}")
   PATH=$("$PYTHON" -c "import sysconfig; print(sysconfig.get_path('scripts'))"):$PATH
-  { cmake -S . -B build/gpu/cmake -G Ninja "${options[@]}" && cmake --build build/gpu/cmake &&
-    cmake --install build/gpu/cmake --prefix vr_kernels; } ||
+  { cmake -S . -B "$WORK/cmake" -G Ninja "${options[@]}" && cmake --build "$WORK/cmake" &&
+    cmake --install "$WORK/cmake" --prefix vr_kernels; } ||
     echo "The build failed: going on without vr_kernels._C, with Triton and stock PyTorch alone."
   cli info
   cli info --json >"$RESULTS/info.json"
@@ -165,11 +167,11 @@ for step in "${steps[@]}"; do
     continue
   fi
   begun=$SECONDS
-  # To a file: what a step leaves running would hold a pipe open.
-  timeout -k 10 $((limit < left ? limit : left)) "$SELF" --step "$step" >"$RESULTS/$step.log" 2>&1 </dev/null
+  # As by Ctrl-C, upon which pytest says what failed so far. To a file: what is left running would hold a pipe open.
+  timeout -s INT -k 5 $((limit < left ? limit : left)) "$SELF" --step "$step" >"$RESULTS/$step.log" 2>&1 </dev/null
   result=$?
   echo "== $step: exit status $result after $((SECONDS - begun)) s"
   [[ $result == 0 ]] || { status=1 && tail -n 4 "$RESULTS/$step.log" | cut -c1-200; }
-  tar -czf build/gpu/packing -C "$RESULTS" . && mv build/gpu/packing "$OUT/gpu.tar.gz"
+  tar -czf "$WORK/packing" -C "$RESULTS" . && mv "$WORK/packing" "$OUT/gpu.tar.gz"
 done
 exit $status
