@@ -12,7 +12,7 @@
 #   bench-OPERATOR-B            another operator at the papers' shapes
 #   llava_vr-SHAPE              the time to the first token; training-SHAPE: a step of both phases
 #
-# Each step ends at its limit, all at $CALL_LIMIT (560 seconds), and one that fails does not stop the next. What is built
+# Each step ends at its limit, all at $CALL_LIMIT (540 seconds), and one that fails does not stop the next. What is built
 # and written is in $WORK (build/gpu); after every step $OUT/gpu.tar.gz ($WORK) holds all records and logs, one file.
 # $PYTHON (python3) has torch; wheels in $WHEELS (build/gpu-wheels), say of a newer transformers, go before what it has.
 # A rehearsal without a GPU: DEVICE=cpu QUICK=1, and LIMIT=SECONDS for every step.
@@ -21,7 +21,7 @@ SELF=$(realpath "$0")
 cd "$(dirname "$SELF")/.."
 
 PYTHON=${PYTHON:-python3}
-CALL_LIMIT=${CALL_LIMIT:-560}
+CALL_LIMIT=${CALL_LIMIT:-540}
 WORK=$(realpath -m "${WORK:-build/gpu}")
 RESULTS=$WORK/results
 OUT=${OUT:-$WORK}
@@ -67,6 +67,7 @@ build() {
   { cmake -S . -B "$WORK/cmake" -G Ninja "${options[@]}" && cmake --build "$WORK/cmake" &&
     cmake --install "$WORK/cmake" --prefix vr_kernels; } ||
     echo "The build failed: going on without vr_kernels._C, with Triton and stock PyTorch alone."
+  nvidia-smi
   cli info
   cli info --json >"$RESULTS/info.json"
 }
@@ -171,7 +172,8 @@ for step in "${steps[@]}"; do
   timeout -s INT -k 5 $((limit < left ? limit : left)) "$SELF" --step "$step" >"$RESULTS/$step.log" 2>&1 </dev/null
   result=$?
   echo "== $step: exit status $result after $((SECONDS - begun)) s"
-  [[ $result == 0 ]] || { status=1 && tail -n 4 "$RESULTS/$step.log" | cut -c1-200; }
+  [[ $result == 0 ]] || status=1
+  tail -n $((result == 0 ? 1 : 4)) "$RESULTS/$step.log" | cut -c1-200
   tar -czf "$WORK/packing" -C "$RESULTS" . && mv "$WORK/packing" "$OUT/gpu.tar.gz"
 done
 exit $status

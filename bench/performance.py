@@ -132,8 +132,9 @@ def _training(name: str, record: Record) -> str:
 
 def _environment(record: Record) -> str:
     environment = record["environment"]
-    device, versions = environment["CUDA"]["devices"], environment["versions"]
-    return f"{device[0]}, torch {versions['torch']}, triton {versions['triton']}, {record['date'][:10]}"
+    cuda, versions = environment["CUDA"], environment["versions"]
+    device, driver = cuda["devices"][0], cuda.get("driver", "unknown")
+    return f"{device}, driver {driver}, torch {versions['torch']}, triton {versions['triton']}, {record['date'][:10]}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
