@@ -12,8 +12,8 @@
 #   bench-OPERATOR-B            another operator at the papers' shapes
 #   llava_vr-SHAPE              the time to the first token; training-SHAPE: a step of both phases
 #
-# Each step ends at its limit, all at $CALL_LIMIT (540 seconds), and one that fails does not stop the next. What is built
-# and written is in $WORK (build/gpu); after every step $OUT/gpu.tar.gz ($WORK) holds all records and logs, one file.
+# Each step ends at its limit, all at $CALL_LIMIT (540 seconds), and one that fails does not stop the next. What is
+# built and written is in $WORK (build/gpu); after every step $OUT/gpu.tar.gz ($WORK) holds all records and logs.
 # $PYTHON (python3) has torch; wheels in $WHEELS (build/gpu-wheels), say of a newer transformers, go before what it has.
 # A rehearsal without a GPU: DEVICE=cpu QUICK=1, and LIMIT=SECONDS for every step.
 set -uo pipefail
@@ -52,10 +52,10 @@ limit_of() {
 
 # The checkout is what runs, built or not, whatever else is installed.
 export PYTHONPATH=$PWD:$SITE OMP_WAIT_POLICY=passive PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
-export HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1 PATH=$PATH:/usr/local/cuda/bin
 
-# CMake alone, as setup.py calls it: the machine's setuptools may be too old for pyproject.toml, and nothing newer comes.
-# Machine code for the GPU at hand and nothing else: the time is short.
+# CMake alone, as setup.py calls it: the machine's setuptools may be too old for pyproject.toml, and nothing newer
+# comes. Machine code for the GPU at hand and nothing else: the time is short.
 build() {
   local options=(-DPython_EXECUTABLE="$(command -v "$PYTHON")") here
   here=$("$PYTHON" -c "import torch; print('%d%d-real' % torch.cuda.get_device_capability())" 2>/dev/null)
@@ -86,13 +86,13 @@ tests() {
   local options=()
   has xdist && options+=(-n "$(nproc)")
   has pytest_timeout && options+=(--timeout 100)
-  OMP_NUM_THREADS=1 "$PYTHON" -m pytest python_tests/gpu -k "$1" "${options[@]}" -q -o minversion=0 -o filterwarnings=default \
-    -p no:cacheprovider
+  OMP_NUM_THREADS=1 "$PYTHON" -m pytest python_tests/gpu -k "$1" "${options[@]}" -q -p no:cacheprovider \
+    -o minversion=0 -o filterwarnings=default
 }
 
 # Without torch's allocator each tensor is an allocation, whose bounds the tool knows.
 sanitize() {
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PATH=$PATH:/usr/local/cuda/bin compute-sanitizer --tool "$1" --error-exitcode 9 \
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
     "$PYTHON" -m python_tests.gpu.small_calls
 }
 
