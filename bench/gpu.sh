@@ -99,16 +99,17 @@ sanitize() {
 # OPERATOR NAME OPTION...: one record. A kernel that ends the process takes the later shapes with it, so that they are
 # measured once more without those of ours that are there by name only.
 measure() {
-  local operator=$1 name=$2 stock=()
+  local operator=$1 record stock=()
+  record=$(realpath --relative-to . "$RESULTS")/$2 # it stands in the record itself
   shift 2
   set -- "$operator" --device "$DEVICE" --dtype bfloat16 ${QUICK:+--quick} "$@"
-  cli bench "$@" --json "$RESULTS/$name.json" && return
+  cli bench "$@" --json "$record.json" && return
   for baseline in $("$PYTHON" -c "from vr_kernels.cli.measure.benches import BENCHES as benches
 print(*[name for name in benches['$operator'].baselines if not name.startswith(('triton', 'cuda'))])"); do
     stock+=(--compare "$baseline")
   done
   echo "== again, without the kernels that run by name"
-  cli bench "$@" "${stock[@]}" --json "$RESULTS/$name-stock.json"
+  cli bench "$@" "${stock[@]}" --json "$record-stock.json"
   return 1
 }
 
