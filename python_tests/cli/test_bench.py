@@ -103,6 +103,33 @@ def test_a_lost_row_is_said_in_words() -> None:
     assert report.losses(result) == ["Ours loses to naive here: naive takes 0.90 times our time."]
 
 
+def test_a_shape_s_record_outlives_the_crash_of_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where a kernel reads out of bounds nothing more can be measured, and what was stays."""
+    spread = Spread(1.0, 1.0, 1.0)
+    row = run.Row("ours", "", spread, spread, of_floor=0.1, error=0.0, memory=0)
+
+    def run_case(bench: object, case: WindowCase, *others: object) -> run.Result:
+        if case.name != "tiny":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return run.Result(case, Ceilings(1.0, 1.0, ""), 1.0, [], [row], {})
+
+    monkeypatch.setattr("vr_kernels.cli.bench.run_case", run_case)
+    record_file = tmp_path / "record.json"
+    assert bench("--shape", "v1", "--json", str(record_file)).exit_code != 0
+    record = json.loads(record_file.read_text())
+    assert record["measured"]
+    assert [case["case"]["name"] for case in record["cases"]] == ["tiny"]
+
+
+def test_memory_on_a_gpu_is_that_of_calls_which_have_run_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made anew, what is compiled would be compiled a second time."""
+    case = replace(SHAPES["tiny"], device="cuda")
+    timed: dict[str, Contender[str]] = {"compiled": Contender("compiled", "", lambda x: x)}  # type: ignore[arg-type]
+    monkeypatch.setattr(run, "cuda_peak", lambda call: (call(), 7)[1])
+    monkeypatch.setattr(contenders, "make_contender", lambda *args: pytest.fail("made again"))
+    assert run._memory(LocalCrossAttentionBench(), case, "inputs", timed) == {"compiled": 7}
+
+
 def test_without_a_gpu_cuda_prints_the_plan_and_says_that_nothing_was_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

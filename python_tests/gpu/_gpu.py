@@ -39,11 +39,16 @@ def over_kernels(subject: Subject) -> Any:
     return pytest.mark.parametrize("backend", KERNELS[subject.name])
 
 
-def need(subject: Subject, backend: str) -> None:
-    """Skip, in the backend's own words, where it cannot run on this GPU."""
+def refusal(subject: Subject, backend: str) -> str | None:
+    """Why the backend cannot run on this GPU, in its own words."""
     operator = next(operator for operator in operators() if operator.name == subject.name)
     request = operator.typical("cuda", torch.float32)
-    reason = next(candidate for candidate in operator.backends if candidate.name == backend).refuses(request)
+    return next(candidate for candidate in operator.backends if candidate.name == backend).refuses(request)
+
+
+def need(subject: Subject, backend: str) -> None:
+    """Skip where the backend cannot run."""
+    reason = refusal(subject, backend)
     if reason is not None:
         pytest.skip(reason)
 

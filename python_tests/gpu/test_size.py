@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vr_kernels
-from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION
+from python_tests._operators import ATTENTION_IMPORTANCE, LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION
 from python_tests.gpu._gpu import need, over_kernels
 
 pytestmark = pytest.mark.gpu
@@ -79,3 +79,20 @@ def test_queries_and_outputs_of_more_than_2_to_the_31_elements(backend: str) -> 
     for rows in (slice(0, 8), slice(WINDOWS - 8, WINDOWS)):
         alone = vr_kernels.local_attention(query[rows], key, window_index=index[rows], backend=backend)
         assert torch.equal(out[rows], alone)
+
+
+@over_kernels(ATTENTION_IMPORTANCE)
+def test_keys_of_more_than_2_to_the_31_elements(backend: str) -> None:
+    need(ATTENTION_IMPORTANCE, backend)
+    need_memory(8)
+    tokens = 2**21 + 64
+    key = torch.zeros(1, tokens, 16, 64, dtype=torch.bfloat16, device="cuda")
+    query_rows = torch.randn(1, 1, 16, 64, dtype=torch.bfloat16, device="cuda")
+    ends = (slice(0, 64), slice(tokens - 64, tokens))
+    for rows in ends:
+        key[:, rows].normal_()
+    assert key.numel() > 2**31
+    scores = vr_kernels.attention_importance(query_rows, key, normalize="none", backend=backend)
+    for rows in ends:
+        alone = vr_kernels.attention_importance(query_rows, key[:, rows], normalize="none", backend=backend)
+        assert torch.equal(scores[:, rows], alone)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from python_tests._cases import Call, map_tensors
+from python_tests._errors import evaluate, random_cotangents
 from python_tests._operators import Draw, Subject
 from python_tests.gpu._gpu import moved, need, over_runs
 
@@ -63,3 +64,24 @@ def test_a_cuda_graph_replays_with_new_numbers(subject: Subject, backend: str, d
     torch.cuda.synchronize()
     for got, wanted in zip(captured, expected, strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_a_cuda_graph_replays_the_gradients(subject: Subject, backend: str, draw: Draw) -> None:
+    need(subject, backend)
+    call = moved(subject.call(**draw))
+    function = subject.run(backend)
+    cotangents = [cotangent.cuda() for cotangent in random_cotangents(function, call)]
+    expected = evaluate(function, call, cotangents)
+    buffers = map_tensors(call, lambda tensor: tensor.clone())
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = evaluate(function, buffers, cotangents)
+    for name, value in overwritten(call).items():
+        fill(buffers[name], value)
+    for name in call:
+        fill(buffers[name], call[name])
+    graph.replay()
+    torch.cuda.synchronize()
+    for name, tensor in captured.items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)

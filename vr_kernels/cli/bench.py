@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -83,13 +83,19 @@ def bench(
         cases, repeats = [case.quick() for case in cases], 3
     baselines = _chosen("--compare", compare, measured.baselines, measured.baselines)
 
+    def keep(results: Sequence[Result], cases: Sequence[Case]) -> None:
+        if json_file is not None:
+            json_file.write_text(json.dumps(report.record(measured, results, cases), indent=2) + "\n")
+
     results: list[Result] = []
     if device is Device.cuda and not torch.cuda.is_available():
         report.print_plan(console, measured, cases, baselines)
+        keep([], cases)
     else:
-        results = _measure(console, measured, cases, baselines, repeats)
+        for result in _measure(console, measured, cases, baselines, repeats):
+            results.append(result)
+            keep(results, cases[: len(results)])  # now: what comes next may end the process
     if json_file is not None:
-        json_file.write_text(json.dumps(report.record(measured, results, cases), indent=2) + "\n")
         console.print(f"record: {json_file}", soft_wrap=True)
     if plot is not None and results:
         from vr_kernels.cli.measure.plot import plot as draw
@@ -110,11 +116,10 @@ def _chosen(option: str, asked: list[str] | None, known: Sequence[str], default:
 
 def _measure(
     console: Console, bench: AnyBench, cases: Sequence[Case], baselines: Sequence[str], repeats: int
-) -> list[Result]:
+) -> Iterator[Result]:
     note = openmp_note() if cases[0].device == "cpu" else None
     if note is not None:
         console.print(note)
-    results = []
     for case in cases:
         with progress(case.name) as tell:
             try:
@@ -123,6 +128,5 @@ def _measure(
                 console.print(str(error), style="bold red")
                 raise typer.Exit(1) from error
         report.print_result(console, bench, result)
-        results.append(result)
+        yield result
     report.print_method(console, bench, cases[0])
-    return results

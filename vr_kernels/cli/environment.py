@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,9 +64,18 @@ def device_name(device: str) -> str:
 def cuda() -> dict[str, Any]:
     return {
         "torch built for": torch.version.cuda or "CPU only",
+        "driver": guarded(driver),
         "devices": guarded(lambda: [cuda_device(i) for i in range(torch.cuda.device_count())] or "none"),
         "kernel probe": guarded(cuda_probe),
     }
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver."""
+    if shutil.which("nvidia-smi") is None:
+        return "no nvidia-smi on PATH"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
 
 
 def cuda_device(index: int) -> str:

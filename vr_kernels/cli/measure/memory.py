@@ -42,7 +42,7 @@ def peak_memory(factory: str, arguments: dict[str, Any], device: str) -> dict[st
         Unknown: with the reason.
     """
     if device == "cuda":
-        return {name: _cuda_peak(call) for name, call in _calls(factory, arguments).items()}
+        return {name: _warm_cuda_peak(call) for name, call in _calls(factory, arguments).items()}
     # A fixed threshold: glibc would raise it with the sizes it sees, and keep freed buffers in its heap.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", __name__, factory, json.dumps(arguments)]
@@ -59,14 +59,19 @@ def _calls(factory: str, arguments: dict[str, Any]) -> dict[str, Call]:
     return calls
 
 
-def _cuda_peak(call: Call) -> int:
-    call.warm_up()
+def cuda_peak(run: Callable[[], object]) -> int:
+    """Bytes that a call takes on the GPU, which has run before: torch's allocator counts them, whatever it has kept."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    call.run()
+    run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def _warm_cuda_peak(call: Call) -> int:
+    call.warm_up()
+    return cuda_peak(call.run)
 
 
 def _cpu_peak(call: Call) -> int:

@@ -12,7 +12,7 @@ from vr_kernels.cli.measure.accuracy import Verdict, errors, judge
 from vr_kernels.cli.measure.bench import Bench, Case, Contender
 from vr_kernels.cli.measure.benches import BENCHES
 from vr_kernels.cli.measure.floor import Ceilings, Probe
-from vr_kernels.cli.measure.memory import Call, Unknown, peak_memory
+from vr_kernels.cli.measure.memory import Call, Unknown, cuda_peak, peak_memory
 from vr_kernels.cli.measure.timing import Run, Spread, paired_seconds, ratios
 
 Progress = Callable[[str], object]
@@ -80,9 +80,8 @@ def run_case(bench: AnyBench, case: Case, baselines: Sequence[str], rounds: int,
 
     progress("memory")
     memory: dict[str, int] = {}
-    arguments = {"operator": bench.name, "case": asdict(case), "names": list(timed)}
     try:
-        memory = peak_memory(f"{__name__}:memory_calls", arguments, case.device)
+        memory = _memory(bench, case, x, timed)
     except Unknown as error:
         absent["MB"] = str(error)
     details = {}
@@ -104,6 +103,14 @@ def run_case(bench: AnyBench, case: Case, baselines: Sequence[str], rounds: int,
     ]
     ceilings = probe.ceilings(median(seconds["GEMM"]), median(seconds["copy"]))
     return Result(case, ceilings, median(floors), [*small, *full], rows, absent, details)
+
+
+def _memory(bench: AnyBench, case: Case, x: Any, timed: dict[str, Contender[Any]]) -> dict[str, int]:
+    """In a process of its own on the CPU; on a GPU, where all have run already, without compiling anything again."""
+    if case.device == "cuda":
+        return {name: cuda_peak(partial(contender, x)) for name, contender in timed.items()}
+    arguments = {"operator": bench.name, "case": asdict(case), "names": list(timed)}
+    return peak_memory(f"{__name__}:memory_calls", arguments, case.device)
 
 
 def _try(

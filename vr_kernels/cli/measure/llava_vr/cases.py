@@ -91,14 +91,20 @@ class ModelCase(Case):
         return [max(1, round(level * self.vision_blocks / PAPER_DEPTH)) for level in levels]
 
 
-_V1: dict[str, Any] = {"version": "v1", "image": 336, "patch": 14, "window": 2}
-SHAPES = {
-    "v1": ModelCase(name="v1", **_V1),
-    "v2": ModelCase(name="v2"),
-    "v1-anyres": ModelCase(name="v1-anyres", tiles=5, **_V1),
-    "v2-anyres": ModelCase(name="v2-anyres", tiles=5),
-    "tiny": replace(ModelCase(name="tiny").quick(), name="tiny"),
+_VERSIONS: dict[str, Any] = {"v1": {"version": "v1", "image": 336, "patch": 14, "window": 2}, "v2": {}}
+_TILES = {"": 1, "-anyres": 5}
+# Qwen2 of 0.5B parameters, and the larger ones of the papers.
+_DECODERS: dict[str, Any] = {
+    "": {},
+    "-1.5b": {"width": 1536, "inner": 8960, "blocks": 28, "query_heads": 12},
+    "-7b": {"width": 3584, "inner": 18944, "blocks": 28, "query_heads": 28, "key_heads": 4},
 }
+SHAPES = {
+    (name := f"{version}{kind}{size}"): ModelCase(name=name, tiles=tiles, **encoder, **decoder)
+    for size, decoder in _DECODERS.items()
+    for kind, tiles in _TILES.items()
+    for version, encoder in _VERSIONS.items()
+} | {"tiny": replace(ModelCase(name="tiny").quick(), name="tiny")}
 
 
 def operations(case: ModelCase) -> dict[str, float]:

@@ -122,10 +122,9 @@ def make_subjects(case: ModelCase) -> Subjects:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         shared = config_of(case, BASELINE)
-        encoder, decoder = (
-            AutoModel.from_config(part).to(case.device, case.torch_dtype)
-            for part in (shared.vision_config, shared.text_config)
-        )
+        with torch.device(case.device):  # where billions of random numbers take no minutes
+            models = [AutoModel.from_config(part) for part in (shared.vision_config, shared.text_config)]
+        encoder, decoder = (model.to(case.device, case.torch_dtype) for model in models)
         shape = (case.batch, *([] if case.tiles == 1 else [case.tiles]), 3, case.image, case.image)
         pixels = torch.randn(shape).to(case.device, case.torch_dtype)
         words = torch.randint(case.vocabulary - 1, (case.batch, case.text))

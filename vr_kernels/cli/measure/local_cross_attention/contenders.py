@@ -36,9 +36,30 @@ def naive(x: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).reshape(x.query.shape)
 
 
-def cudnn(x: Inputs) -> Tensor:
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return naive(x)
+def naive_with(backend: SDPBackend) -> Forward:
+    def forward(x: Inputs) -> Tensor:
+        with sdpa_kernel(backend):
+            return naive(x)
+
+    return forward
+
+
+def replayed(forward: Forward) -> Forward:
+    """``forward`` captured in a CUDA graph by the first call with some inputs, and replayed by every later one."""
+    captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def replay(x: Inputs) -> Tensor:
+        if id(x) not in captured:
+            forward(x)  # loads the kernels
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = forward(x)
+            captured[id(x)] = graph, out
+        graph, out = captured[id(x)]
+        graph.replay()
+        return out
+
+    return replay
 
 
 def operator(backend: str | None) -> Forward:
@@ -71,7 +92,7 @@ def sdpa_backend(case: WindowCase) -> str:
 
 
 KERNELS = ("triton", "triton_fused", "cuda", "cuda_fused")
-BASELINES = ("naive", "compiled", "absorbed", "unabsorbed", *KERNELS, "cudnn", "flex")
+BASELINES = ("naive", "compiled", "absorbed", "unabsorbed", *KERNELS, "flash", "cudnn", "flex", "graph")
 OURS = {
     "ours": "what vr_kernels chooses",
     "absorbed": "the absorbed formula in stock PyTorch",
@@ -86,15 +107,17 @@ CUDA_ONLY = {
     "triton_fused": "Triton kernels run on CUDA",
     "cuda": "they run on CUDA",
     "cuda_fused": "they run on CUDA",
+    "flash": "SDPA's flash attention runs on CUDA",
     "cudnn": "cuDNN runs on CUDA",
     "flex": "compared on CUDA alone",
+    "graph": "there are graphs of CUDA alone",
 }
 
 
 def make_contender(name: str, case: WindowCase) -> Contender[Inputs]:
     """A contender by name; what cannot run here shows when it is first called."""
     what, forward = _form(name, case)
-    return Contender(name, what, partial(results, forward))
+    return Contender(name, what, partial(results, forward), rival=name != "graph")
 
 
 def _form(name: str, case: WindowCase) -> tuple[str, Forward]:
@@ -102,8 +125,11 @@ def _form(name: str, case: WindowCase) -> tuple[str, Forward]:
         return f"concat, partition, K and V projected, SDPA ({sdpa_backend(case)})", naive
     if name == "compiled":
         return "naive under torch.compile", compiled(naive)
-    if name == "cudnn":
-        return "naive with SDPA's cuDNN backend", cudnn
+    if name in ("flash", "cudnn"):
+        backend = SDPBackend.FLASH_ATTENTION if name == "flash" else SDPBackend.CUDNN_ATTENTION
+        return f"naive with SDPA's {name} backend", naive_with(backend)
+    if name == "graph":
+        return "ours replayed in a CUDA graph, whose buffers are there before", replayed(operator(None))
     if name == "flex":
         from vr_kernels.cli.measure.local_cross_attention.flex import compiled_flex  # loads torch's compiler: a second
 
