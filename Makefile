@@ -109,9 +109,11 @@ docs: $(VENV)/.with-docs
 	$(BIN)/mkdocs build --strict
 	! grep -rE '<(script|link|img|iframe)[^>]+(src|href)="?https?:' build/site --include=*.html
 
-# A wheel for each of PYTHONS, by way of the source distribution: what the manifest forgets is missed here.
+# A wheel for each of PYTHONS, by way of the source distribution: what the manifest forgets is missed here. All are built
+# in one unpacked copy of it: the kernels know nothing of Python, and are compiled for the first alone.
 PYTHONS ?= $(PYTHON)
 RELEASE := build/release
+UNPACKED := build/unpacked
 WHEELS := build/wheels
 
 sdist: $(RELEASE)/.tools
@@ -121,9 +123,11 @@ sdist: $(RELEASE)/.tools
 # auditwheel finds the oldest glibc that a wheel runs on. It is kept from packing libgomp.so.1: the module shares the one
 # that torch brings, and with a copy of its own a process would have two pools of threads.
 wheel: sdist
-	rm -rf $(WHEELS)
+	rm -rf $(WHEELS) $(UNPACKED)
+	mkdir -p $(UNPACKED)
+	tar -xf dist/*.tar.gz -C $(UNPACKED) --strip-components 1
 	set -e; for python in $(PYTHONS); do \
-	    $(RELEASE)/bin/pip --python "$$(command -v $$python)" wheel --no-deps --wheel-dir $(WHEELS) dist/*.tar.gz; \
+	    $(RELEASE)/bin/pip --python "$$(command -v $$python)" wheel --no-deps --wheel-dir $(WHEELS) $(UNPACKED); \
 	done
 	PATH=$(CURDIR)/$(RELEASE)/bin:$$PATH auditwheel repair --strip --exclude libgomp.so.1 --wheel-dir dist $(WHEELS)/*.whl
 	ls -l dist
