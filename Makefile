@@ -86,10 +86,13 @@ test-threads: $(VENV)/.with-test
 	    python_tests/ops/test_processes.py python_tests/ops/test_sanitizer.py -k "at_once or sanitized"
 
 # Calls and files from outside that nobody would write: hypothesis draws FUZZ_EXAMPLES calls of each operator, and a
-# coverage-guided fuzzer spends FUZZ_SECONDS on each kind of file.
+# coverage-guided fuzzer spends FUZZ_SECONDS on each kind of file. FUZZ_RECORD names a file for what they count.
 FUZZ_EXAMPLES ?= 2000
 FUZZ_SECONDS ?= 60
+fuzz: export VR_KERNELS_FUZZ_RECORD := $(abspath $(FUZZ_RECORD))
 fuzz: $(VENV)/.with-test $(VENV)/.with-fuzz
+	$(if $(FUZZ_RECORD),$(BIN)/python -m python_tests.fuzz.record \
+	    "make fuzz FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_SECONDS=$(FUZZ_SECONDS)")
 	VR_KERNELS_FUZZ=$(FUZZ_EXAMPLES) $(PYTEST) -rP python_tests/fuzz
 	set -e; for door in $$($(BIN)/python -m python_tests.fuzz.guided); do \
 	    $(BIN)/python -m python_tests.fuzz.guided $$door --seconds $(FUZZ_SECONDS); \
@@ -109,8 +112,8 @@ docs: $(VENV)/.with-docs
 	$(BIN)/mkdocs build --strict
 	! grep -rE '<(script|link|img|iframe)[^>]+(src|href)="?https?:' build/site --include=*.html
 
-# A wheel for each of PYTHONS, by way of the source distribution: what the manifest forgets is missed here. All are built
-# in one unpacked copy of it: the kernels know nothing of Python, and are compiled for the first alone.
+# A wheel for each of PYTHONS, by way of the source distribution: what the manifest forgets is missed here. All are
+# built in one unpacked copy of it: the kernels know nothing of Python, and are compiled for the first alone.
 PYTHONS ?= $(PYTHON)
 RELEASE := build/release
 UNPACKED := build/unpacked
