@@ -86,10 +86,13 @@ test-threads: $(VENV)/.with-test
 	    python_tests/ops/test_processes.py python_tests/ops/test_sanitizer.py -k "at_once or sanitized"
 
 # Calls and files from outside that nobody would write: hypothesis draws FUZZ_EXAMPLES calls of each operator, and a
-# coverage-guided fuzzer spends FUZZ_SECONDS on each kind of file.
+# coverage-guided fuzzer spends FUZZ_SECONDS on each kind of file. FUZZ_RECORD names a file for what they count.
 FUZZ_EXAMPLES ?= 2000
 FUZZ_SECONDS ?= 60
+fuzz: export VR_KERNELS_FUZZ_RECORD := $(abspath $(FUZZ_RECORD))
 fuzz: $(VENV)/.with-test $(VENV)/.with-fuzz
+	$(if $(FUZZ_RECORD),$(BIN)/python -m python_tests.fuzz.record \
+	    "make fuzz FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_SECONDS=$(FUZZ_SECONDS)")
 	VR_KERNELS_FUZZ=$(FUZZ_EXAMPLES) $(PYTEST) -rP python_tests/fuzz
 	set -e; for door in $$($(BIN)/python -m python_tests.fuzz.guided); do \
 	    $(BIN)/python -m python_tests.fuzz.guided $$door --seconds $(FUZZ_SECONDS); \
@@ -109,9 +112,11 @@ docs: $(VENV)/.with-docs
 	$(BIN)/mkdocs build --strict
 	! grep -rE '<(script|link|img|iframe)[^>]+(src|href)="?https?:' build/site --include=*.html
 
-# A wheel for each of PYTHONS, by way of the source distribution: what the manifest forgets is missed here.
+# A wheel for each of PYTHONS, by way of the source distribution: what the manifest forgets is missed here. All are
+# built in one unpacked copy of it: the kernels know nothing of Python, and are compiled for the first alone.
 PYTHONS ?= $(PYTHON)
 RELEASE := build/release
+UNPACKED := build/unpacked
 WHEELS := build/wheels
 
 sdist: $(RELEASE)/.tools
@@ -121,9 +126,11 @@ sdist: $(RELEASE)/.tools
 # auditwheel finds the oldest glibc that a wheel runs on. It is kept from packing libgomp.so.1: the module shares the one
 # that torch brings, and with a copy of its own a process would have two pools of threads.
 wheel: sdist
-	rm -rf $(WHEELS)
+	rm -rf $(WHEELS) $(UNPACKED)
+	mkdir -p $(UNPACKED)
+	tar -xf dist/*.tar.gz -C $(UNPACKED) --strip-components 1
 	set -e; for python in $(PYTHONS); do \
-	    $(RELEASE)/bin/pip --python "$$(command -v $$python)" wheel --no-deps --wheel-dir $(WHEELS) dist/*.tar.gz; \
+	    $(RELEASE)/bin/pip --python "$$(command -v $$python)" wheel --no-deps --wheel-dir $(WHEELS) $(UNPACKED); \
 	done
 	PATH=$(CURDIR)/$(RELEASE)/bin:$$PATH auditwheel repair --strip --exclude libgomp.so.1 --wheel-dir dist $(WHEELS)/*.whl
 	ls -l dist

@@ -40,11 +40,12 @@ class CMakeBuild(build_ext):
         options = {name: os.environ.get(name, "") for name in OPTIONS}
         sanitizer = options["VR_KERNELS_SANITIZE"]
         variant = f"-sanitizer-{sanitizer}" if sanitizer else ""
-        build = ROOT / "build" / (sys.implementation.cache_tag + variant)
+        build = ROOT / "build" / f"native{variant}"
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
 
-        # The objects are kept between builds, so that an editable install compiles only what changed. The cache is not:
-        # it holds what was found last time, and paths into an isolated environment that is gone.
+        # The objects are kept between builds, so that an editable install compiles only what changed, and another
+        # Python only the bindings. The cache is not: it holds what was found last time, and paths into an isolated
+        # environment that is gone.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         settings = {
             "CMAKE_MAKE_PROGRAM": program("ninja"),

@@ -34,6 +34,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=FOLLOWED):
+        from python_tests.fuzz import record
         from python_tests.fuzz._doors import DOORS
     door, verdicts = DOORS[chosen.door], Counter[str]()
 
@@ -41,6 +42,7 @@ def main() -> None:
         verdicts[door.verdict(data)] += 1
         if time.monotonic() > end:
             print(f"{chosen.door}: {verdicts.total()} files in {chosen.seconds} s, {dict(verdicts)}", flush=True)
+            record.add("files", chosen.door, verdicts)
             os._exit(0)  # libFuzzer takes every other way out for a fault
 
     kept = f"-artifact_prefix={tempfile.gettempdir()}/"

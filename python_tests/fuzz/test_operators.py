@@ -14,6 +14,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from python_tests.fuzz import record
 from python_tests.fuzz._calls import TARGETS, Target
 from python_tests.fuzz._outcomes import Verdicts
 from python_tests.fuzz._spoiling import right_calls, spoilt_calls
@@ -52,6 +53,7 @@ def test_right_calls_give_what_the_reference_gives(target: Target) -> None:
     fuzz()
     verdicts.check()
     print(target.name, dict(verdicts.counts))
+    record.add("right calls", target.name, verdicts.counts)
 
 
 @over_targets
@@ -65,3 +67,4 @@ def test_spoilt_calls_give_a_result_or_a_refusal_in_words(target: Target) -> Non
 
     fuzz()
     print(target.name, dict(verdicts.counts))
+    record.add("spoilt calls", target.name, verdicts.counts)
