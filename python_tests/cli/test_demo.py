@@ -18,10 +18,12 @@ def demo(picture: Path, *options: str) -> Invoked:
     return CliRunner().invoke(commands, ["demo", "--quick", "--output", str(picture), *options])
 
 
-def test_it_reads_digits_shows_that_the_outputs_agree_and_draws_both(tmp_path: Path) -> None:
+def test_it_reads_images_shows_that_the_outputs_agree_and_draws_both(tmp_path: Path) -> None:
     result = demo(tmp_path / "picture.png")
     assert result.exit_code == 0, result.output
-    for question in answers.read_questions(answers.MODELS, "digits").every:
+    tasks = answers.tasks(answers.MODELS)
+    assert tasks == ["digits", "charts"]
+    for question in (one for task in tasks for one in answers.read_questions(answers.MODELS, task).every):
         assert f"{question.image.name}, {question.prompt}" in result.stdout
         assert question.answer in result.stdout
     assert "times the pooled model's time" in result.stdout

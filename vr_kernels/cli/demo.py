@@ -1,4 +1,4 @@
-"""``vr-kernels demo``: the main job, on digits that were not trained on and on a photograph."""
+"""``vr-kernels demo``: the main job, on digits and charts that were not trained on and on a photograph."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def demo(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds; a small encoder and one tile.")] = False,
 ) -> None:
-    """Read handwritten digits with and without Vision Remember, then measure its operator on a photograph.
+    """Read digits and charts with and without Vision Remember, then measure its operator on a photograph.
 
-    First two small trained LLaVA-VR models, which differ in Vision Remember alone, answer questions about images that
-    neither was trained on: answers beside the truth, time to the first token, memory. Then a window resampler of stock
+    First, for each, two small trained LLaVA-VR models, which differ in Vision Remember alone, answer questions about
+    images that neither was trained on: answers beside the truth, time to the first token, memory. Then a window resampler of stock
     PyTorch and LocalCrossAttention get the same features and weights: outputs, times, memory. One picture shows both.
     """
     require("demo", "matplotlib", "skimage", "transformers")
