@@ -41,6 +41,7 @@ class Charts(Task):
     the two digits of its number, and its tenths."""
 
     name = "charts"
+    asked = "how many tenths of the scale a bar and the two beside it reach, or which is the highest, and its tenths"
     unit = "digit"
     guess = 0.23
     words = ("bars", "which", "is", "highest", ":", *map(str, range(10)))

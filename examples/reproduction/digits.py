@@ -43,6 +43,7 @@ class DigitGrid(Task):
     """ "row r :", and its six digits."""
 
     name = "digits"
+    asked = "the digits of a row"
     unit = "digit"
     guess = 0.1
     words = ("row", ":", *map(str, range(10)))

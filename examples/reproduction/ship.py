@@ -19,7 +19,7 @@ from examples.reproduction.tasks import find_task
 
 SHIPPED = {"pooled": "pool", "vision-remember": "full"}  # by the end of its folder's name, a row
 SEED = 0
-NUMBER_OF_QUESTIONS = 6
+WORDS = 36  # of all answers: as many questions as have them
 
 
 def ship(name: str, folder: Path = MODELS) -> None:
@@ -63,9 +63,9 @@ def write_questions(task: Task, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     questions = []
-    for number in range(NUMBER_OF_QUESTIONS):
+    for number in range(WORDS // task.answer_words):
         sample = task.draw(number, TEST_SEED, "unseen")
         image = f"{task.name}-{number}.png"
         Image.fromarray(sample.image).save(folder / image)
         questions.append({"image": image, "prompt": " ".join(sample.question), "answer": " ".join(sample.answer)})
-    write_json(folder / "questions.json", {"unit": task.unit, "questions": questions})
+    write_json(folder / "questions.json", {"asked": task.asked, "unit": task.unit, "questions": questions})

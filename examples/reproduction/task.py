@@ -33,6 +33,7 @@ class Task(ABC):
     """A stream of samples without end. All questions of a task have as many words, and so have all answers."""
 
     name: ClassVar[str]
+    asked: ClassVar[str]  # what its questions ask for, in words
     unit: ClassVar[str]  # what a word of an answer is, in the singular
     guess: ClassVar[float]  # the accuracy of who knows how often each answer is given, and does not look
     words: ClassVar[tuple[str, ...]]  # of questions and answers

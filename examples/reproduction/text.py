@@ -48,6 +48,7 @@ class RenderedText(Task):
     """ "line r :", and its six letters."""
 
     name = "text"
+    asked = "the letters of a line"
     unit = "letter"
     guess = 1 / len(LETTERS)
     words = ("line", ":", *map(str, range(1, SIDE + 1)), *LETTERS)
@@ -76,6 +77,7 @@ class Photographs(RenderedText):
     """ "which photograph :", and its name: the same images, and nothing small to be read."""
 
     name = "photo"
+    asked = "which photograph it is"
     unit = "photograph"
     guess = 1 / len(PHOTOGRAPHS)
     words = ("which", "photograph", ":", *PHOTOGRAPHS)

@@ -21,8 +21,9 @@ def demo(
     """Read digits and charts with and without Vision Remember, then measure its operator on a photograph.
 
     First, for each, two small trained LLaVA-VR models, which differ in Vision Remember alone, answer questions about
-    images that neither was trained on: answers beside the truth, time to the first token, memory. Then a window resampler of stock
-    PyTorch and LocalCrossAttention get the same features and weights: outputs, times, memory. One picture shows both.
+    images that neither was trained on: answers beside the truth, time to the first token, memory. Then a window
+    resampler of stock PyTorch and LocalCrossAttention get the same features and weights: outputs, times, memory. One
+    picture shows all.
     """
     require("demo", "matplotlib", "skimage", "transformers")
     require_folder(output)

@@ -31,8 +31,9 @@ class Question(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """Of a task; ``unit`` is what a word of its answers is."""
+    """Of a task; ``asked`` says what for, ``unit`` what a word of its answers is."""
 
+    asked: str
     unit: str
     every: list[Question]
 
@@ -62,7 +63,7 @@ def read_questions(folder: Path, task: str) -> Questions:
     beside = folder / f"{task}-questions"
     read = json.loads((beside / "questions.json").read_text())
     listed = [Question(beside / one["image"], one["prompt"], one["answer"]) for one in read["questions"]]
-    return Questions(read["unit"], listed)
+    return Questions(read["asked"], read["unit"], listed)
 
 
 def model_folder(folder: Path, task: str, kind: str) -> Path:

@@ -32,7 +32,7 @@ def show(console: Console, folder: Path, task: str, rounds: int, figure: SubFigu
         kind: [answers.answer(assistant, question) for question in questions.every]
         for kind, assistant in assistants.items()
     }
-    _print_introduction(console, assistants[REMEMBERING])
+    _print_introduction(console, task, questions, assistants[REMEMBERING])
     _print_answers(console, questions, given)
     for kind in given:
         record = json.loads((answers.model_folder(folder, task, kind) / "record.json").read_text())
@@ -49,12 +49,13 @@ def show(console: Console, folder: Path, task: str, rounds: int, figure: SubFigu
     answers_figure.draw(figure, questions.every[0], look, first)
 
 
-def _print_introduction(console: Console, assistant: Assistant) -> None:
+def _print_introduction(console: Console, task: str, questions: Questions, assistant: Assistant) -> None:
     config = assistant.model.config
     tokens, features = (n_h * n_w for n_h, n_w in (config.token_grid, config.feature_grid))
     console.print(
-        "Two small LLaVA-VR models that differ in Vision Remember alone are asked about images that neither was\n"
-        f"trained on. Both get {tokens} tokens of an image; one reads the {features} features again."
+        f"{task.capitalize()}: two small LLaVA-VR models that differ in Vision Remember alone are asked for "
+        f"{questions.asked}.\nNeither was trained on these images. Both get {tokens} tokens of one; one of them reads "
+        f"the {features} features again."
     )
 
 
