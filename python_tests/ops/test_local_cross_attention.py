@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import hypothesis
@@ -87,6 +88,7 @@ def test_float32_norm_biases_and_saliency_obey_the_error_rule(dtype: torch.dtype
 
 @st.composite
 def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    head_dim = draw(st.sampled_from([1, 3, 8, 16]))
     return {
         "indexed": draw(st.booleans()),
         "ragged": draw(st.booleans()),
@@ -94,14 +96,21 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "windows": draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
         "window": draw(st.tuples(st.integers(1, 5), st.integers(1, 4))),
         "heads": draw(st.sampled_from([1, 2, 3, 5, 9, 17])),
-        "head_dim": draw(st.sampled_from([1, 3, 8, 16])),
+        "head_dim": head_dim,
         "widths": draw(st.sampled_from([(2,), (37,), (16, 16), (5, 3, 31), (32, 64)])),
         "biases": draw(st.booleans()),
         "norm": draw(st.sampled_from([None, "all", "level"])),
         "bias": draw(st.sampled_from([None, "shared", "per window"])),
         "saliency": draw(st.sampled_from([None, "value", "feature"])),
-        "peaked": draw(st.sampled_from([0.1, 1.0, 5.0])),
+        # The score of a single channel spreads so far that the errors of hundreds of draws are those of one.
+        "peaked": draw(st.sampled_from([0.1, 1.0] if head_dim == 1 else [0.1, 1.0, 5.0])),
     }
+
+
+def enough_draws(spec: dict[str, Any]) -> int:
+    """So many that torch is not lucky in all: the numbers of a window and head err together, and a channel has one."""
+    softmaxes = spec["batch"] * math.prod(spec["windows"]) * spec["heads"]
+    return max(6, 96 // softmaxes, 96 // sum(spec["widths"]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -111,9 +120,10 @@ def test_shapes_of_every_kind_obey_the_error_rule(spec: dict[str, Any], dtype: t
     LOCAL_CROSS_ATTENTION.assert_obeys_the_error_rule(
         backend,
         lambda seed: cross_attention_call(seed, dtype=dtype, **spec),
-        draws=6,
+        draws=enough_draws(spec),
         norms=["root_mean_square"],  # the largest of a few numbers is luck
-        skip=SKIPPED,
+        # Two channels normalise to 1 and -1 whatever they are; what is computed of their gradient is rounding alone.
+        skip=[*SKIPPED, "d features[0]"] if spec["norm"] and spec["widths"] == (2,) else SKIPPED,
     )
 
 
