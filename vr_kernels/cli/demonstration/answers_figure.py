@@ -19,7 +19,7 @@ def draw(figure: SubFigure, question: Question, looked: Overlays, answers: dict[
     size = pixels.shape[0]
     whole, attended, salient, said = figure.subplots(1, 4)
     whole.imshow(pixels)
-    whole.set_title("an image that nothing was trained on")
+    whole.set_title("an unseen image")
     tokens, features = looked.windows[0] * looked.windows[1], looked.attention.numel()
     equal = tokens / features
     over(
