@@ -53,7 +53,7 @@ def _print_introduction(console: Console, task: str, questions: Questions, assis
     config = assistant.model.config
     tokens, features = (n_h * n_w for n_h, n_w in (config.token_grid, config.feature_grid))
     console.print(
-        f"{task.capitalize()}: two small LLaVA-VR models that differ in Vision Remember alone are asked for "
+        f"{task.capitalize()}: two small LLaVA-VR models that differ in Vision Remember alone are asked for\n"
         f"{questions.asked}.\nNeither was trained on these images. Both get {tokens} tokens of one; one of them reads "
         f"the {features} features again."
     )
