@@ -151,8 +151,8 @@ fi
 mkdir -p "$RESULTS" "$OUT" "$SITE"
 OUT=$(cd "$OUT" && pwd)
 if compgen -G "$WHEELS/*.whl" >/dev/null; then
-  "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" \
-    "$WHEELS"/*.whl
+  timeout -k 5 "${LIMIT:-60}" "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+    --target "$SITE" "$WHEELS"/*.whl
 fi
 
 steps=()

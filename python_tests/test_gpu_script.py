@@ -16,7 +16,8 @@ SCRIPT = ROOT / "bench" / "gpu.sh"
 
 
 def gpu(tmp_path: Path, *steps: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {**os.environ, "WORK": str(tmp_path / "work"), "OUT": str(tmp_path / "out"), **environment}
+    folders = {"WORK": tmp_path / "work", "OUT": tmp_path / "out", "WHEELS": tmp_path / "wheels"}
+    settings = {**os.environ, **{name: str(folder) for name, folder in folders.items()}, **environment}
     return subprocess.run([SCRIPT, *steps], env=settings, capture_output=True, text=True, check=False)
 
 
