@@ -47,6 +47,15 @@ def test_a_kernel_waits_for_its_own_stream(subject: Subject, backend: str, draw:
         assert torch.equal(got, wanted)
 
 
+def replay(graph: torch.cuda.CUDAGraph, buffers: Call, call: Call) -> None:
+    """With the call's numbers in the buffers again, which held NaN meanwhile."""
+    for values in (overwritten(call), call):
+        for name, value in values.items():
+            fill(buffers[name], value)
+    graph.replay()
+    torch.cuda.synchronize()
+
+
 def test_a_cuda_graph_replays_with_new_numbers(subject: Subject, backend: str, draw: Draw) -> None:
     need(subject, backend)
     call = moved(subject.call(**draw))
@@ -56,12 +65,7 @@ def test_a_cuda_graph_replays_with_new_numbers(subject: Subject, backend: str, d
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
         captured = function(**buffers)
-    for name, value in overwritten(call).items():
-        fill(buffers[name], value)
-    for name in call:
-        fill(buffers[name], call[name])
-    graph.replay()
-    torch.cuda.synchronize()
+    replay(graph, buffers, call)
     for got, wanted in zip(captured, expected, strict=True):
         assert torch.equal(got, wanted)
 
@@ -77,11 +81,6 @@ def test_a_cuda_graph_replays_the_gradients(subject: Subject, backend: str, draw
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = evaluate(function, buffers, cotangents)
-    for name, value in overwritten(call).items():
-        fill(buffers[name], value)
-    for name in call:
-        fill(buffers[name], call[name])
-    graph.replay()
-    torch.cuda.synchronize()
+    replay(graph, buffers, call)
     for name, tensor in captured.items():
         torch.testing.assert_close(tensor, expected[name], msg=name)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,16 @@ def results(forward: Callable[[T], Tensor], x: T) -> tuple[Tensor, ...]:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def under_sdpa(backend: SDPBackend, forward: Callable[P, R]) -> Callable[P, R]:
+    """With one implementation of SDPA alone, whether it would be chosen or not."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with sdpa_kernel(backend):
+            return forward(*args, **kwargs)
+
+    return run
 
 
 def compiled(forward: Callable[P, R]) -> Callable[P, R]:

@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Bench, Case, Contender, compiled, results
+from vr_kernels.cli.measure.bench import Bench, Contender, compiled, results, under_sdpa
+from vr_kernels.cli.measure.tiles import TilesCase
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionCase(Case):
+class AttentionCase(TilesCase):
     """Every token of every tile reads its window of keys and values, in heads of ``width`` channels."""
 
-    window: int
-    grid: int = 24
-    heads: int = 24
     width: int = 128
-    tiles: int = 5  # AnyRes: a base tile and four more, of each of the batch's images
-
-    @property
-    def images(self) -> int:
-        return self.batch * self.tiles
-
-    @property
-    def side(self) -> int:
-        """Windows along an edge of a tile."""
-        return self.grid // self.window
 
     @property
     def sizes(self) -> str:
         return (
-            f"{self.images * self.side**2} queries of {self.images} tiles, windows {self.window}x{self.window}, "
+            f"{self.queries} queries of {self.images} tiles, windows {self.window}x{self.window}, "
             f"{self.heads} heads of width {self.width}"
         )
-
-    def small(self) -> AttentionCase:
-        return replace(self, grid=2 * self.window, tiles=1, batch=1)
-
-    def quick(self) -> AttentionCase:
-        return replace(self, tiles=1)
 
 
 # The windows of Vision Remember; tiny: to see whether things work.
@@ -95,14 +77,6 @@ def naive(x: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).reshape(x.query.shape)
 
 
-def with_backend(backend: SDPBackend) -> Forward:
-    def forward(x: Inputs) -> Tensor:
-        with sdpa_kernel(backend):
-            return naive(x)
-
-    return forward
-
-
 def operator(backend: str | None) -> Forward:
     def forward(x: Inputs) -> Tensor:
         out = vr_kernels.local_attention(x.query, x.key, x.value, backend=backend)
@@ -118,8 +92,8 @@ FORMS: dict[str, tuple[str, Forward]] = {
     "compiled": ("the same under torch.compile", naive),
     "triton": ("Triton kernel", operator("triton")),
     "cuda": ("CUDA C++ kernel", operator("cuda")),
-    "flash": ("naive with SDPA's flash backend", with_backend(SDPBackend.FLASH_ATTENTION)),
-    "cudnn": ("naive with SDPA's cuDNN backend", with_backend(SDPBackend.CUDNN_ATTENTION)),
+    "flash": ("naive with SDPA's flash backend", under_sdpa(SDPBackend.FLASH_ATTENTION, naive)),
+    "cudnn": ("naive with SDPA's cuDNN backend", under_sdpa(SDPBackend.CUDNN_ATTENTION, naive)),
 }
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vr_kernels.cli.measure.bench import Case
+from vr_kernels.cli.measure.tiles import TilesCase
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowCase(Case):
+class WindowCase(TilesCase):
     """Every token of every tile reads its window of the encoder's levels; E = C."""
 
-    window: int
-    grid: int = 24
     levels: tuple[int, ...] = (1024, 1024, 1024)
-    tiles: int = 5  # AnyRes: a base tile and four more, of each of the batch's images
-    heads: int = 24
 
     def __post_init__(self) -> None:
         if self.channels % self.heads != 0:
@@ -27,14 +23,6 @@ class WindowCase(Case):
     @property
     def channels(self) -> int:
         return sum(self.levels)
-
-    @property
-    def images(self) -> int:
-        return self.batch * self.tiles
-
-    @property
-    def queries(self) -> int:
-        return self.images * (self.grid // self.window) ** 2
 
     @property
     def keys(self) -> int:
@@ -51,13 +39,6 @@ class WindowCase(Case):
             f"{self.queries} queries of {self.images} tiles, windows {self.window}x{self.window}, "
             f"C = E = {self.channels}, {self.heads} heads"
         )
-
-    def small(self) -> WindowCase:
-        """Four windows: fewer queries than any kernel's block."""
-        return replace(self, grid=2 * self.window, tiles=1, batch=1)
-
-    def quick(self) -> WindowCase:
-        return replace(self, tiles=1)
 
 
 # v1: CLIP-ViT-L/14-336 of Vision Remember v1; v2 and s4: SigLIP-L/16-384 of v2; tiny: to see whether things work.

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 import vr_kernels
-from vr_kernels.cli.measure.bench import Contender, compiled, results
+from vr_kernels.cli.measure.bench import Contender, compiled, results, under_sdpa
 from vr_kernels.cli.measure.local_cross_attention.cases import Inputs, WindowCase
 
 Forward = Callable[[Inputs], Tensor]
@@ -34,14 +34,6 @@ def naive(x: Inputs) -> Tensor:
     value = F.linear(windows, x.value_weight).unflatten(-1, (x.heads, -1)).transpose(1, 2)
     query = x.query.flatten(0, 2).unflatten(-1, (x.heads, 1, -1))  # (N, h, 1, d)
     return F.scaled_dot_product_attention(query, key, value).reshape(x.query.shape)
-
-
-def naive_with(backend: SDPBackend) -> Forward:
-    def forward(x: Inputs) -> Tensor:
-        with sdpa_kernel(backend):
-            return naive(x)
-
-    return forward
 
 
 def replayed(forward: Forward) -> Forward:
@@ -127,7 +119,7 @@ def _form(name: str, case: WindowCase) -> tuple[str, Forward]:
         return "naive under torch.compile", compiled(naive)
     if name in ("flash", "cudnn"):
         backend = SDPBackend.FLASH_ATTENTION if name == "flash" else SDPBackend.CUDNN_ATTENTION
-        return f"naive with SDPA's {name} backend", naive_with(backend)
+        return f"naive with SDPA's {name} backend", under_sdpa(backend, naive)
     if name == "graph":
         return "ours replayed in a CUDA graph, whose buffers are there before", replayed(operator(None))
     if name == "flex":
