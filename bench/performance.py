@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from markdown_table import figure, spread, table
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS, PAGE = ROOT / "bench" / "results" / "h200", ROOT / "docs" / "performance.md"
 FIGURES = "figures/performance"  # beside the page
@@ -65,7 +67,7 @@ def _operator(name: str, record: Record) -> str:
             f"**{case['case']['name']}**: floor {case['floor'] * 1e6:.0f} µs, of {gigaflop:.1f} GFLOP at "
             f"{ceilings['flops'] / 1e12:.0f} TFLOP/s and {case['bytes'] / 1e6:.0f} MB at "
             f"{ceilings['bandwidth'] / 1e12:.2f} TB/s\n",
-            *_table(
+            *table(
                 ["contender", "µs", "of floor", "TFLOP/s", "GB/s", "MB", "error", "/ ours"],
                 [_row(case, row) for row in case["rows"]],
             ),
@@ -80,17 +82,16 @@ def _operator(name: str, record: Record) -> str:
 
 
 def _row(case: Record, row: Record) -> list[str]:
-    seconds, ratio = row["seconds"], row["ratio"]
-    micro = [f"{seconds[key] * 1e6:.0f}" for key in ("median", "low", "high")]
+    seconds = row["seconds"]
     return [
         row["name"],
-        f"{micro[0]} ({micro[1]}-{micro[2]})",
+        spread({key: value * 1e6 for key, value in seconds.items()}, 0),
         f"{row['of_floor']:.0%}",
         f"{case['operations'] / seconds['median'] / 1e12:.1f}",
         f"{case['bytes'] / seconds['median'] / 1e9:.0f}",
         "?" if row["memory"] is None else f"{row['memory'] / 1e6:.0f}",
         "" if row["error"] is None else f"{row['error']:.1e}",
-        f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+        spread(row["ratio"]),
     ]
 
 
@@ -98,8 +99,8 @@ def _details(case: Record) -> list[str]:
     found = {name: details for name, details in case.get("details", {}).items() if details}
     if not found:
         return []
-    names = list(next(iter(found.values())))
-    return [*_table(["", *names], [[name, *(f"{d[n]:.3g}" for n in names)] for name, d in found.items()]), ""]
+    header = ["", *next(iter(found.values()))]
+    return [*table(header, [[name, *map(figure, details.values())] for name, details in found.items()]), ""]
 
 
 def _launches(name: str, record: Record) -> str:
@@ -119,15 +120,15 @@ def _launches(name: str, record: Record) -> str:
                 [contender, f"{found['us']:.0f}", f"{found['launches']:g}", f"{found['busy, us']:.0f}", longest]
             )
         lines += [f"\n**{case['case']}**: {case['sizes']}\n"]
-        lines += _table(["contender", "µs a call", "launches", "GPU busy, µs", "longest kernels, µs"], rows)
+        lines += table(["contender", "µs a call", "launches", "GPU busy, µs", "longest kernels, µs"], rows)
     return "\n".join([*lines, ""])
 
 
 def _training(name: str, record: Record) -> str:
     columns = list(record["rows"][0])
-    rows = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in record["rows"]]
+    rows = [[figure(v) if isinstance(v, float) else str(v) for v in row.values()] for row in record["rows"]]
     lines = [f"\n## A training step: {record['training']}\n", f"{_environment(record)}; {record['sizes']}\n"]
-    return "\n".join([*lines, *_table(columns, rows), ""])
+    return "\n".join([*lines, *table(columns, rows), ""])
 
 
 def _environment(record: Record) -> str:
@@ -135,11 +136,6 @@ def _environment(record: Record) -> str:
     cuda, versions = environment["CUDA"], environment["versions"]
     device, driver = cuda["devices"][0], cuda.get("driver", "unknown")
     return f"{device}, driver {driver}, torch {versions['torch']}, triton {versions['triton']}, {record['date'][:10]}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in (header, rule, *rows)]
 
 
 def draw_rooflines(folder: Path, target: Path) -> None:

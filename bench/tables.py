@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from markdown_table import figure, spread, table
+
 ROOT = Path(__file__).resolve().parents[1]
-README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+RESULTS, README, PAGE = ROOT / "bench" / "results", ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- made by bench/tables.py -->\n", "<!-- end of bench/tables.py -->\n"
 
 HEADER = """# Benchmarks
@@ -17,25 +19,27 @@ is another contender's time over ours, taken within each round: above 1 is where
 of the rounds in brackets. Results were checked against float64 before a time was taken.
 """
 
+BUDGET = {"no_grad": 12, "inference_mode": 6, "grad": 20}  # microseconds of a call's own
+
 Record = dict[str, Any]
 
 
 def records() -> Iterator[Record]:
     """In the order of their files' names: by operator, device, dtype and direction."""
-    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+    for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
         if record["measured"]:
             yield record
 
 
 def page() -> str:
-    return "\n".join([HEADER, *[part for record in records() for part in _of_record(record)]])
+    return "\n".join([HEADER, *[part for record in records() for part in _of_record(record)], *_overhead()])
 
 
 def summary() -> str:
     """A row a record: the ratios of its shapes, one after the other."""
     head = ["operator", "run", "shapes", "stock / ours", "closest other / ours"]
-    lines = [_line(head), _line(["---"] * len(head))]
+    rows = []
     for record in records():
         cases = record["cases"]
         closest = [_closest(record, case) for case in cases]
@@ -46,8 +50,8 @@ def summary() -> str:
             ", ".join(_ratio(case, record["yardstick"]) for case in cases),
             ", ".join(closest) if any(closest) else "",
         ]
-        lines.append(_line(cells))
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return "\n".join(table(head, rows, align="---")) + "\n"
 
 
 def in_readme(text: str) -> str:
@@ -65,9 +69,7 @@ def _of_record(record: Record) -> list[str]:
         f"## {record['operator']}: {_kind(record)}\n",
         f"{_device(record)[1]}, torch {environment['versions']['torch']}, {record['date'][:10]}\n",
         f"    {record['command']}\n",
-        _line(header),
-        _line(["---", *["---:"] * (len(header) - 1)]),
-        *[_line(_of_case(case, others, stock)) for case in record["cases"]],
+        *table(header, [_of_case(case, others, stock) for case in record["cases"]]),
         "",
         *[line for case in record["cases"] for line in _details(case)],
         *[f"* `{name}`: {words}" for name, words in what.items()],
@@ -78,10 +80,10 @@ def _of_record(record: Record) -> list[str]:
 
 def _of_case(case: Record, others: list[str], stock: str) -> list[str]:
     rows = {row["name"]: row for row in case["rows"]}
-    ratios = [_spread(rows[name]["ratio"]) if name in rows else "" for name in others]
+    ratios = [spread(rows[name]["ratio"]) if name in rows else "" for name in others]
     peaks = [rows.get(name, {}).get("memory") for name in ("ours", stock)]
     megabytes = ["" if peak is None else f"{peak / 1e6:.0f}" for peak in peaks]
-    time, of_floor = _figure(rows["ours"]["seconds"]["median"] * 1e3), f"{rows['ours']['of_floor']:.0%}"
+    time, of_floor = figure(rows["ours"]["seconds"]["median"] * 1e3), f"{rows['ours']['of_floor']:.0%}"
     return [case["case"]["name"], time, *ratios, of_floor, *megabytes]
 
 
@@ -91,8 +93,7 @@ def _details(case: Record) -> list[str]:
     if not found:
         return []
     header = [case["case"]["name"], *next(iter(found.values()))]
-    rows = [_line([name, *map(_figure, details.values())]) for name, details in found.items()]
-    return [_line(header), _line(["---", *["---:"] * (len(header) - 1)]), *rows, ""]
+    return [*table(header, [[name, *map(figure, details.values())] for name, details in found.items()]), ""]
 
 
 def _remarks(case: Record) -> list[str]:
@@ -130,17 +131,31 @@ def _device(record: Record) -> tuple[str, str]:
     return processor["model"], f"{processor['model']}, {processor['threads']} threads"
 
 
-def _spread(spread: Record) -> str:
-    return f"{spread['median']:.2f} ({spread['low']:.2f}-{spread['high']:.2f})"
-
-
-def _figure(value: float) -> str:
-    """Of three digits that count, and without an exponent."""
-    return f"{float(f'{value:.3g}'):,.10g}"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _overhead() -> list[str]:
+    """Of a call, from the record of ``bench/overhead.py``."""
+    record = json.loads((RESULTS / "overhead_cpu.json").read_text())
+    header = ["operator", "around it", "call, us", "overhead, us", "the rounds' differences, us", "at most, us"]
+    rows = [
+        [
+            f"`{row['operator']}`",
+            row["surrounding"],
+            f"{row['whole']:.1f}",
+            f"{row['least']:.1f}",
+            spread(row["differences"], 1),
+            str(BUDGET[row["surrounding"]]),
+        ]
+        for row in record["rows"]
+    ]
+    return [
+        "## What a call costs beside its work\n",
+        f"{record['environment']['CPU']['model']}, one thread, torch {record['environment']['versions']['torch']}, "
+        f"{record['date'][:10]}\n",
+        f"    {record['command']}\n",
+        "The least of a tiny call's times less the least of its implementation's alone: checks and dispatch. The last "
+        "column is what they were meant to cost.\n",
+        *table(header, rows),
+        "",
+    ]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.utils import _pytree as pytree
 library = torch.library.Library("vr_kernels", "DEF")
 
 _TRACING = (FakeTensor, FunctionalTensor)
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+_PLAIN = {Tensor, torch.nn.Parameter}
 _AUTOCAST = {"AutocastCPU": torch._C.DispatchKey.AutocastCPU, "AutocastCUDA": torch._C.DispatchKey.AutocastCUDA}
 
 
@@ -52,7 +51,7 @@ def refuse_double_backward(operator: str) -> Callable[..., Any]:
     return backward
 
 
-def refuse_other_modes(operator: str, tensors: Sequence[Tensor | None]) -> None:
+def refuse_other_modes(operator: str, tensors: Sequence[Tensor]) -> None:
     """Raise where torch would differentiate by rules that an opaque operator lacks.
 
     Without a forward-mode rule torch would silently take the tangent for zero; functorch's grad cannot enter an
@@ -61,9 +60,7 @@ def refuse_other_modes(operator: str, tensors: Sequence[Tensor | None]) -> None:
     if torch.compiler.is_compiling():
         return
     advice = "is not supported by the compiled backends; use backend='reference' for it"
-    if forward_ad._current_level >= 0 and any(
-        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
-    ):
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError(f"{operator}: forward-mode differentiation {advice}")
     if torch._C._functorch.peek_interpreter_stack() is not None:
         transforms = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
@@ -71,40 +68,38 @@ def refuse_other_modes(operator: str, tensors: Sequence[Tensor | None]) -> None:
             raise RuntimeError(f"{operator}: torch.func.grad {advice}, or call backward()")
 
 
-def intercepted(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether something wants to see the operator itself: a compiler or tracer, a torch mode, functorch, autocast, a
-    subclass, or a tensor whose memory holds the opposite of its numbers (``x.conj().imag``): the dispatcher writes it
-    out.
+def intercepted(tensors: Sequence[Tensor]) -> bool:
+    """Whether something wants to see the operator itself: a compiler or tracer, a torch mode, functorch, forward-mode
+    differentiation, autocast, a subclass, or a tensor whose memory holds the opposite of its numbers
+    (``x.conj().imag``): the dispatcher writes it out.
 
     If not, torch's dispatcher can be skipped, which is most of a small call's cost: the kernel is called as it is, or
     from an ``autograd.Function``.
     """
-    if (
+    return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
         or torch._C._is_any_autocast_enabled()
-    ):
-        return True
-    negated = [tensor is not None and tensor.is_neg() for tensor in tensors]
-    return True in negated or not _PLAIN.issuperset(map(type, tensors))
+        or not _PLAIN.issuperset(map(type, tensors))
+        or True in [tensor.is_neg() for tensor in tensors]
+    )
 
 
 def wrapped(*tensors: Any) -> str | None:
     """The name of a tensor subclass among ``tensors``: its own rules must see every use of it (sharded, quantised)."""
-    if _PLAIN.issuperset(map(type, tensors)):
-        return None
     for tensor in tensors:
-        if isinstance(tensor, Tensor) and type(tensor) not in _PLAIN and not isinstance(tensor, _TRACING):
+        if type(tensor) not in _PLAIN and isinstance(tensor, Tensor) and not isinstance(tensor, _TRACING):
             return type(tensor).__name__
     return None
 
 
-def recording(tensors: Sequence[Tensor | None]) -> bool:
+def recording(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd will want this call's gradient."""
-    return torch.is_grad_enabled() and True in [tensor is not None and tensor.requires_grad for tensor in tensors]
+    return torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in tensors]
 
 
 def shortest_call(
@@ -128,22 +123,27 @@ def shortest_call(
         """
 
         @staticmethod
-        def forward(ctx: Any, inputs: Sequence[Any], *tensors: Tensor | None) -> Any:
-            ctx.lengths = [len(part) if type(part) is list else None for part in inputs]
+        def forward(ctx: Any, inputs: Sequence[Any], *tensors: Tensor) -> Any:
+            # Which arguments are tensors, nested as they are.
+            ctx.tensors = [
+                [True] * len(part) if type(part) is list else i < tensor_count and part is not None
+                for i, part in enumerate(inputs)
+            ]
             output = implementation(*inputs)
             setup_context(ctx, inputs, output)
             return output
 
     def eager_backward(ctx: Any, *grads: Any) -> Any:
         gradients = backward(_NestedContext(ctx), *grads)
-        return None, *_flat(gradients[:tensor_count])
+        there = [gradient for gradient, tensor in zip(gradients, ctx.tensors, strict=True) if tensor]
+        return None, *_flat(there)
 
     Eager.backward = staticmethod(eager_backward)  # type: ignore[method-assign]
 
     def run(*arguments: Any) -> Any:
-        tensors = _flat(arguments[:tensor_count])
-        refuse_other_modes(operator, tensors)
+        tensors = [tensor for tensor in _flat(arguments[:tensor_count]) if tensor is not None]
         if intercepted(tensors):
+            refuse_other_modes(operator, tensors)
             return overload(*arguments)
         if not recording(tensors):
             return implementation(*arguments)
@@ -159,7 +159,7 @@ class _NestedContext:
         self._ctx = ctx
         asks = iter(ctx.needs_input_grad[1:])
         self.needs_input_grad = [
-            next(asks, False) if length is None else list(itertools.islice(asks, length)) for length in ctx.lengths
+            [next(asks) for _ in part] if isinstance(part, list) else part and next(asks) for part in ctx.tensors
         ]
 
     def __getattr__(self, name: str) -> Any:
