@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from python_tests.fuzz import record
 from python_tests.fuzz._calls import TARGETS
 from python_tests.fuzz._doors import DOORS
 
@@ -39,3 +42,17 @@ def test_the_record_has_every_fuzzer() -> None:
     functions = {target.name for target in TARGETS}
     assert functions == set(RECORD["right calls"]) == set(RECORD["spoilt calls"])
     assert set(DOORS) == set(RECORD["files"])
+
+
+def test_what_each_fuzzer_adds_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record.json"
+    path.write_text('{"command": "make fuzz"}')
+    monkeypatch.setattr(record, "PATH", str(path))
+    record.add("files", "image", {"taken": 2})
+    record.add("files", "text", {"refused": 3})
+    record.add("right calls", "gather_tokens", Counter({"result": 1}))
+    assert json.loads(path.read_text()) == {
+        "command": "make fuzz",
+        "files": {"image": {"taken": 2}, "text": {"refused": 3}},
+        "right calls": {"gather_tokens": {"result": 1}},
+    }

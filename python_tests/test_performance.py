@@ -57,6 +57,21 @@ def test_every_contender_of_every_case_stands_on_the_page_with_its_device(perfor
     assert "| ours | 1 | 0.5 |" in page
 
 
+def test_the_rates_of_a_row_are_those_of_its_record(performance: Any, records: Path) -> None:
+    page = performance.page(records)
+    header = next(line for line in page.splitlines() if line.startswith("| contender | µs | "))
+    record = json.loads((records / "gpu-forward-24-1.json").read_text())
+    for case in record["cases"]:
+        table = page.partition(f"**{case['case']['name']}**")[2]
+        for row in case["rows"]:
+            line = next(line for line in table.splitlines() if line.startswith(f"| {row['name']} |"))
+            cells = dict(zip(header.split(" | "), line.split(" | "), strict=True))
+            median = row["seconds"]["median"]
+            assert float(cells["of floor"].rstrip("%")) / 100 == pytest.approx(row["of_floor"], abs=0.006)
+            assert float(cells["TFLOP/s"]) * 1e12 == pytest.approx(case["operations"] / median, abs=0.06e12)
+            assert float(cells["GB/s"]) * 1e9 == pytest.approx(case["bytes"] / median, abs=0.6e9)
+
+
 def test_a_roofline_is_drawn_of_each_operator_s_record(performance: Any, records: Path, tmp_path: Path) -> None:
     performance.draw_rooflines(records, tmp_path / "figures")
     pictures = [path.name for path in (tmp_path / "figures").iterdir()]

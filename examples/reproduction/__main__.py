@@ -1,4 +1,4 @@
-"""The command: one run, all runs that are missing, the encoder, the tables, or the models that are shipped."""
+"""The command: one run, all that are missing, the encoder, the times, the tables, or the models that are shipped."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 
 from examples.reproduction.rows import ROWS, SEEDS, TABLES
 
+COMMANDS = ("run", "missing", "encoder", "times", "tables", "ship")
+
 
 def main() -> None:
     # What a row's record says of time holds for one thread; torch reads it when it is imported.
@@ -14,7 +16,7 @@ def main() -> None:
     from examples.reproduction.tasks import TASKS, find_task
 
     parser = argparse.ArgumentParser(prog="python -m examples.reproduction", description=__doc__)
-    parser.add_argument("command", nargs="?", default="run", choices=("run", "missing", "encoder", "tables", "ship"))
+    parser.add_argument("command", nargs="?", default="run", choices=COMMANDS)
     parser.add_argument("--task", choices=TASKS, default="digits")
     parser.add_argument("--row", choices=ROWS, help="of run")
     parser.add_argument("--seed", type=int, default=SEEDS[0], help="of run")
@@ -38,6 +40,11 @@ def main() -> None:
         from examples.reproduction.encoder import train_encoder
 
         print(train_encoder(find_task(arguments.task))["accuracy_by_label"])
+    elif arguments.command == "times":
+        from examples.reproduction.times import measure_times
+
+        for row, spread in measure_times(arguments.task)["ratio"].items():
+            print(f"{row}: {spread['median']:.2f} times pool's, {spread['low']:.2f}-{spread['high']:.2f}")
     elif arguments.command == "ship":
         from examples.reproduction.ship import ship
 

@@ -1,10 +1,9 @@
-"""What a model costs: parameters, arithmetic, and the time and memory of a prefill."""
+"""What a model costs: parameters, arithmetic, and the memory of a prefill."""
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from examples.reproduction.rows import ROWS, Row
 from examples.reproduction.task import Task
 from examples.reproduction.tasks import find_task
 from vr_kernels.cli.measure.memory import Call, Unknown, peak_memory
-
-REPEATS = 30
 
 # Parameters that multiply every feature, where the others of their part multiply every token; by what they belong to.
 OF_FEATURES: dict[str, tuple[str, ...]] = {
@@ -46,7 +43,6 @@ def costs(task: Task, row: Row, model: Any, folder: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "prefill_flops": sum(prefill_flops(task, row, model).values()),
-        "ttft": time_to_first_token(task, row, model),
         "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "prefill_bytes": memory,
     }
@@ -126,24 +122,6 @@ def _block_attention(row: Row, config: Any, patches: int, tokens: int) -> int:
     return number * each
 
 
-def time_to_first_token(task: Task, row: Row, model: Any) -> dict[str, float]:
-    """Milliseconds of ``generate`` for one token: the median, and the middle 80 %.
-
-    On the processor it is the time this process computed, so that a busy machine is not measured.
-    """
-    clock = time.perf_counter if model.device.type == "cuda" else time.process_time
-    call = prefill(task, row, model)
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(REPEATS):
-        before = clock()
-        call()
-        times.append((clock() - before) * 1e3)
-    deciles = statistics.quantiles(times, n=10)
-    return {"median_ms": statistics.median(times), "low_ms": deciles[0], "high_ms": deciles[-1]}
-
-
 def _question(task: Task) -> list[int]:
     return [vocabulary(task).index(word) for word in task.draw(0, 0, "seen").question]
 
@@ -152,7 +130,8 @@ def prompt(task: Task, row: Row, model: Any) -> torch.Tensor:
     return torch.tensor([[IMAGE] * image_tokens(task, row)[0] + _question(task)], device=model.device)
 
 
-def prefill(task: Task, row: Row, model: Any) -> Any:
+def prefill(task: Task, row: Row, model: Any) -> Callable[[], None]:
+    """``generate`` of one token."""
     pixels = torch.zeros(1, 3, task.image_pixels, task.image_pixels, device=model.device)
     ids = prompt(task, row, model)
 

@@ -13,6 +13,7 @@ from examples.reproduction.records import RECORDS, RESULTS, Record, read_record,
 from examples.reproduction.rows import ROWS, SEEDS, TABLES, Line, Table
 from examples.reproduction.task import Task
 from examples.reproduction.tasks import find_task
+from examples.reproduction.times import read_times
 
 HEADER = """# {title}
 
@@ -25,9 +26,8 @@ interval (Student's t); a gain is taken seed by seed, on what is unseen. **decid
 leaves zero out, and where the paper has the comparison, whether with the paper's sign; one seed has no interval and
 decides nothing. The paper's figures are of other models and benchmarks. *last quarter* is what the last quarter of the
 steps added to the learning curve; a row without one was not trained. *tokens* are those of an image, the mean over the
-decoder's layers. The arithmetic is that of one prefill; TTFT is processor time of one thread, the median over runs;
-memory is the weights, and what a prefill adds at its peak. A dash is a figure that there is not; *missing* is a run
-without a record.
+decoder's layers. The arithmetic is that of one prefill; memory is the weights, and what a prefill adds at its peak.
+A dash is a figure that there is not; *missing* is a run without a record.
 """
 
 
@@ -76,17 +76,18 @@ def write_tables(
                 draw_ratio(found, of_table, folder / f"{task}-tokens.png")
     draw_costs(found, records, folder / f"{task}-cost.png")
     page = folder / f"{task}.md"
-    page.write_text(_page(found, tables, records))
+    page.write_text(_page(found, tables, records, read_times(task, records_folder)))
     return page
 
 
-def _page(task: Task, tables: Sequence[str], records: dict[str, list[Record]]) -> str:
+def _page(task: Task, tables: Sequence[str], records: dict[str, list[Record]], times: Record | None) -> str:
     first = next(iter(records.values()))[0]
     header = {"task": task.name, "unit": task.unit, "images": first["test_images"], "guess": task.guess}
     parts = [HEADER.format(title=f"The papers' effect in small: {task.name}", **header), *_encoder(task)]
+    parts += [] if times is None else [_of_times(times)]
     for name in tables:
         table = TABLES[name]
-        parts += _table(task, table, records)
+        parts += _table(task, table, records, times)
         if any(line.row in records for line in table.lines):
             parts.append(f"![learning curves]({task.name}-{name}.png)\n")
             if name == "ratio":
@@ -109,16 +110,16 @@ def _encoder(task: Task) -> list[str]:
     ]
 
 
-def _table(task: Task, table: Table, records: dict[str, list[Record]]) -> list[str]:
+def _table(task: Task, table: Table, records: dict[str, list[Record]], times: Record | None) -> list[str]:
     head = ["row", "seeds", "unseen", "seen", "gain", "over", "paper, points", "decided", "last quarter", "tokens"]
-    head += ["trained parameters", "MFLOP", "TTFT, ms", "weights + prefill, MB"]
-    lines = [_cells(task, line, records, len(head)) for line in table.lines]
+    head += ["trained parameters", "MFLOP", "TTFT, ms", "over `pool`", "weights + prefill, MB"]
+    lines = [_cells(task, line, records, times, len(head)) for line in table.lines]
     note = [table.note + "\n"] if table.note else []
     ruler = _line(["---"] + ["---:"] * (len(head) - 1))
     return [f"## {table.title} ({table.paper})\n", *note, _line(head), ruler, *lines, ""]
 
 
-def _cells(task: Task, line: Line, records: dict[str, list[Record]], columns: int) -> str:
+def _cells(task: Task, line: Line, records: dict[str, list[Record]], times: Record | None, columns: int) -> str:
     title = f"{line.row}: {ROWS[line.row].what}"
     if line.row not in records:
         return _line([title, "0", *["missing"] * 2, *["–"] * (columns - 4)])
@@ -141,10 +142,25 @@ def _cells(task: Task, line: Line, records: dict[str, list[Record]], columns: in
             f"{statistics.mean(image_tokens(task, ROWS[line.row])):.0f}",
             "–" if ROWS[line.row].pruning else f"{cost['trained_parameters']:,}",
             f"{cost['prefill_flops'] / 1e6:.0f}",
-            f"{statistics.median(record['cost']['ttft']['median_ms'] for record in of_row):.1f}",
+            *_times(times, line.row),
             f"{cost['weight_bytes'] / 1e6:.1f} + " + (f"{memory / 1e6:.1f}" if isinstance(memory, int) else "–"),
         ]
     )
+
+
+def _of_times(times: Record) -> str:
+    return (
+        f"TTFT is the median of {times['rounds']} rounds in which each row took its turn, by `{times['command']}` "
+        f"({times['device']}, {times['date'][:10]}); *over `pool`* is its ratio to that of `pool` in the same round, "
+        "with the middle 80 %.\n"
+    )
+
+
+def _times(times: Record | None, row: str) -> list[str]:
+    if times is None or row not in times["ratio"]:
+        return ["–", "–"]
+    ratio = times["ratio"][row]
+    return [f"{times['milliseconds'][row]['median']:.1f}", "{median:.2f} ({low:.2f}-{high:.2f})".format(**ratio)]
 
 
 def gain_over(records: Sequence[Record], base: Sequence[Record]) -> Estimate | None:

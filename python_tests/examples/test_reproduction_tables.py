@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from examples.reproduction import estimates, records, tables
+from examples.reproduction import estimates, records, tables, times
+from examples.reproduction.rows import TABLES
+from examples.reproduction.tasks import find_task
 
 
 def write_record(
@@ -23,8 +25,7 @@ def write_record(
     content: dict[str, Any] = {
         "task": task, "row": row, "seed": seed, "command": f"run {row} {seed}", "test_images": 3,
         "accuracy": {"seen": unseen + 0.1, "unseen": unseen}, "curve": curve if trained else [], "recipe": {"steps": 4},
-        "cost": measured | {"ttft": {"median_ms": 3.0}}, "device": "a processor", "date": "2000-01-01T00:00:00",
-        "versions": {"torch": "2"},
+        "cost": measured, "device": "a processor", "date": "2000-01-01T00:00:00", "versions": {"torch": "2"},
     }  # fmt: skip
     records.write_json(records.record_path(task, row, seed, folder), content | spent)
 
@@ -50,6 +51,32 @@ def test_tables_say_of_each_gain_what_its_interval_supports(tmp_path: Path) -> N
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_times_stand_beside_their_ratio_where_they_were_measured(tmp_path: Path) -> None:
+    write_insertion(tmp_path)
+    assert (
+        "TTFT is the median"
+        not in tables.write_tables("digits", ["insertion"], records_folder=tmp_path, folder=tmp_path).read_text()
+    )
+    spread = {"low": 1.25, "median": 1.5, "high": 1.75}
+    measured = {"milliseconds": {"full": spread | {"median": 30.0}}, "ratio": {"full": spread}}
+    about = {"rounds": 7, "command": "times", "device": "a processor", "date": "2000-01-01T00:00:00"}
+    records.write_json(times.times_path("digits", tmp_path), measured | about)
+    page = tables.write_tables("digits", ["insertion"], records_folder=tmp_path, folder=tmp_path).read_text()
+    assert "the median of 7 rounds" in page
+    lines = {line.split(":")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
+    assert "| 2 | 30.0 | 1.50 (1.25-1.75) | 1.0 + " in lines["full"]
+    assert "| 2 | – | – | 1.0 + " in lines["after-1"]
+
+
+def test_every_row_of_a_task_is_timed_in_the_same_rounds(tmp_path: Path) -> None:
+    record = times.measure_times("charts", rounds=1, folder=tmp_path)
+    rows = {line.row for table in find_task("charts").tables for line in TABLES[table].lines}
+    assert rows == set(record["milliseconds"]) == set(record["ratio"])
+    assert set(record["ratio"]["pool"].values()) == {1.0}
+    assert min(spread["low"] for spread in record["milliseconds"].values()) > 0
+    assert times.read_times("charts", tmp_path) == record
+
+
 def test_a_record_that_is_missing_is_named(tmp_path: Path) -> None:
     write_insertion(tmp_path)
     records.record_path("digits", "after-1", 2, tmp_path).unlink()
@@ -70,7 +97,7 @@ def test_a_table_says_what_is_missing_and_makes_nothing_up(tmp_path: Path) -> No
         folder=tmp_path,
     ).read_text()
     lines = {line.split(":")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
-    assert lines["after-1"] == "| after-1: after layer 1 | 0 | missing | missing" + " | –" * 10 + " |"
+    assert lines["after-1"] == "| after-1: after layer 1 | 0 | missing | missing" + " | –" * 11 + " |"
     assert "| 0.750 | 0.850 | missing | pool-2 | +2.4 | missing | " in lines["full-2"]  # one seed has no interval
     assert page.count("missing") > 40
     assert "digits-tokens.png" in page
