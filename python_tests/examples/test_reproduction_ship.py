@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from examples.reproduction import digits, model, rows, ship, tasks
+from examples.reproduction import digits, model, records, rows, ship, tasks
 from vr_kernels.models.inference import Assistant, open_image
 from vr_kernels.models.prompts import user_message
 
@@ -31,6 +31,15 @@ def test_a_shipped_model_is_the_trained_one_to_half_precision(tmp_path: Path) ->
         assert torch.equal(shipped[name], weight.half().float()), name
     record = json.loads((tmp_path / "shipped" / "record.json").read_text())
     assert set(record["accuracy"]) == {"seen", "unseen"}
+
+
+def test_the_seed_whose_pooled_model_is_best_is_shipped(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no seed of digits has records of pool and full"):
+        ship.seed_to_ship("digits", tmp_path)
+    for row, seed, unseen in (("pool", 0, 0.4), ("full", 0, 0.9), ("pool", 1, 0.6), ("full", 1, 0.7), ("pool", 2, 0.8)):
+        path = records.record_path("digits", row, seed, tmp_path)
+        records.write_json(path, {"accuracy": {"seen": 1 - unseen, "unseen": unseen}})
+    assert ship.seed_to_ship("digits", tmp_path) == 1  # of seed 2 there is one half
 
 
 def test_questions_hold_unseen_digits_and_their_names(tmp_path: Path) -> None:
