@@ -55,8 +55,7 @@ def implementation(operator: str, call: Call) -> Call:
     op = importlib.import_module(f"vr_kernels.ops.{operator}.op")
     with mock.patch.object(op, "run", side_effect=op.run) as run:
         call()
-    arguments = [list(x) if isinstance(x, list) else x for x in run.call_args.args]
-    return lambda: op.forward(*arguments)
+    return lambda: op.forward(*run.call_args.args)
 
 
 def microseconds(call: Call) -> float:

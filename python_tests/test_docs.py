@@ -1,7 +1,7 @@
 """What the README and the documentation say runs, what they name exists, and what they show was measured."""
 
 import contextlib
-import importlib.util
+import importlib
 import inspect
 import io
 import re
@@ -55,13 +55,11 @@ def titled(page: str, name: str) -> bool:
     return f"`{name}`" in page.splitlines()[0]
 
 
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "bench" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench_script(name: str) -> ModuleType:
+    """A script of ``bench``, which finds the others beside it as it does when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "bench")
+        return importlib.import_module(name)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
@@ -194,6 +192,6 @@ def test_the_kernels_of_an_operator_s_page_are_its_backends() -> None:
 
 
 def test_the_figures_are_made_from_the_committed_records() -> None:
-    made = tables()
+    made = bench_script("tables")
     assert made.in_readme(README) == README
     assert made.page() == made.PAGE.read_text()

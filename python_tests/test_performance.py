@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from python_tests.test_docs import ROOT
+from python_tests.test_docs import ROOT, bench_script
 
 DEVICE = "no GPU: made up by a test"
 
 
 @pytest.fixture
-def performance(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    return importlib.import_module("performance")
+def performance() -> Any:
+    return bench_script("performance")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from python_tests.test_docs import tables
+from python_tests.test_docs import bench_script
 from vr_kernels.cli.commands import commands
 from vr_kernels.cli.measure import run
 from vr_kernels.cli.measure.llava_vr import LlavaVRBench
@@ -141,7 +141,7 @@ def test_a_run_leaves_a_record_that_the_page_is_made_from(tmp_path: Path, monkey
     errors = {row["name"]: row["error"] for row in case["rows"]}
     assert errors == {"ours": 0, "pool": 0, "naive": 0, "mlp": None}
     assert set(case["details"]) == set(errors)
-    page = "\n".join(tables()._of_record(record))
+    page = "\n".join(bench_script("tables")._of_record(record))
     assert "Vision Remember, ms" in page
     assert "mlp / ours" in page
     assert not any("mlp" in loss for loss in case["losses"])
