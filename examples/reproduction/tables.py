@@ -111,7 +111,18 @@ def _encoder(task: Task) -> list[str]:
 
 
 def _table(task: Task, table: Table, records: dict[str, list[Record]], times: Record | None) -> list[str]:
-    head = ["row", "seeds", "unseen", "seen", "gain", "over", "paper, points", "decided", "last quarter", "tokens"]
+    head = [
+        "row",
+        "unseen, by seed",
+        "unseen",
+        "seen",
+        "gain",
+        "over",
+        "paper, points",
+        "decided",
+        "last quarter",
+        "tokens",
+    ]
     head += ["trained parameters", "MFLOP", "TTFT, ms", "over `pool`", "weights + prefill, MB"]
     lines = [_cells(task, line, records, times, len(head)) for line in table.lines]
     note = [table.note + "\n"] if table.note else []
@@ -122,7 +133,7 @@ def _table(task: Task, table: Table, records: dict[str, list[Record]], times: Re
 def _cells(task: Task, line: Line, records: dict[str, list[Record]], times: Record | None, columns: int) -> str:
     title = f"{line.row}: {ROWS[line.row].what}"
     if line.row not in records:
-        return _line([title, "0", *["missing"] * 2, *["–"] * (columns - 4)])
+        return _line([title, *["missing"] * 3, *["–"] * (columns - 4)])
     of_row = records[line.row]
     cost = of_row[0]["cost"]
     gain = None if line.over is None else gain_over(of_row, records.get(line.over, []))
@@ -131,7 +142,7 @@ def _cells(task: Task, line: Line, records: dict[str, list[Record]], times: Reco
     return _line(
         [
             title,
-            str(len(of_row)),
+            ", ".join(f"{record['accuracy']['unseen']:.3f}" for record in of_row),
             str(estimate([record["accuracy"]["unseen"] for record in of_row])),
             str(estimate([record["accuracy"]["seen"] for record in of_row])),
             without if gain is None else f"{gain.mean:+.3f}{gain.spread}",

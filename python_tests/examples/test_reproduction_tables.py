@@ -42,7 +42,7 @@ def test_tables_say_of_each_gain_what_its_interval_supports(tmp_path: Path) -> N
         "digits", ["insertion"], records_folder=tmp_path / "records", folder=tmp_path
     ).read_text()
     lines = {line.split(":")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
-    assert "0.600 ± 0.248" in lines["full"]
+    assert "| 0.500, 0.600, 0.700 | 0.600 ± 0.248 | " in lines["full"]
     assert "-0.100 ± 0.000 | full | -0.4 | yes, as the paper" in lines["after-1"]
     assert "-0.033 ± " in lines["after-1-4-7"]
     assert "| no |" in lines["after-1-4-7"]
@@ -97,7 +97,7 @@ def test_a_table_says_what_is_missing_and_makes_nothing_up(tmp_path: Path) -> No
         folder=tmp_path,
     ).read_text()
     lines = {line.split(":")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
-    assert lines["after-1"] == "| after-1: after layer 1 | 0 | missing | missing" + " | –" * 11 + " |"
+    assert lines["after-1"] == "| after-1: after layer 1" + " | missing" * 3 + " | –" * 11 + " |"
     assert "| 0.750 | 0.850 | missing | pool-2 | +2.4 | missing | " in lines["full-2"]  # one seed has no interval
     assert page.count("missing") > 40
     assert "digits-tokens.png" in page
@@ -151,11 +151,20 @@ def test_a_gain_is_decided_where_its_interval_leaves_zero_out(
 
 def test_the_readme_s_digits_are_those_of_the_records() -> None:
     found = tables.read_records("digits", ["effect"], partial=True)
+    readme = " ".join((records.ROOT / "README.md").read_text().split())
     cells = []
     for row in ("pool", "control", "local", "full"):
         percent = estimates.estimate([100 * record["accuracy"]["unseen"] for record in found[row]])
-        cells.append(f"{percent.mean:.1f}" + (f" ± {percent.half:.1f}" if percent.spread else "") + " %")
-    assert f"| {' | '.join(cells)} |" in (records.ROOT / "README.md").read_text()
+        cells.append(f"{percent.mean:.1f} ± {percent.half:.1f} %")
+    assert f"| {' | '.join(cells)} |" in readme
+    *others, last = [f"{100 * record['accuracy']['unseen']:.1f}" for record in found["pool"]]
+    assert f"{', '.join(others)} and {last} %" in readme
+    gain = tables.gain_over(found["full"], found["control"])
+    assert gain is not None
+    assert f"{100 * gain.mean:.1f} ± {100 * gain.half:.1f} points" in readme
+    over_pool = tables.gain_over(found["full"], found["pool"])
+    assert over_pool is not None
+    assert (estimates.decided(gain, None), estimates.decided(over_pool, None)) == ("yes", "no")
 
 
 def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
