@@ -20,13 +20,12 @@ def prepare(folder: Path, task: str) -> Path:
 
 
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the process that memory is measured in, and with two calls for the time."""
+    """Without the process that memory is measured in."""
 
     def unknown(*arguments: Any) -> dict[str, int]:
         raise cost.Unknown("not here")
 
     monkeypatch.setattr(cost, "peak_memory", unknown)
-    monkeypatch.setattr(cost, "REPEATS", 2)
 
 
 def run_row(work: Path, tower: Path, row: str = "local", name: str = "work", task: str = "digits") -> dict[str, Any]:
