@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import sys
 import traceback
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from examples.reproduction.cost import costs
 from examples.reproduction.encoder import encoder_folder
+from examples.reproduction.kept_features import can_keep, kept_features
 from examples.reproduction.model import build_model, build_processor, load_model, question, row_config
 from examples.reproduction.pruning import placeholder_grid
 from examples.reproduction.records import RECORDS, ROOT, Record, environment, read_record, record_path, write_json
@@ -37,8 +39,12 @@ def run(
     work: Path = WORK,
     encoder: Path | None = None,
     test_images: int = TEST_IMAGES,
+    keep_features: bool = False,
 ) -> Record:
     """Makes the record of a row and seed; a run that was killed goes on from its last checkpoint.
+
+    Args:
+        keep_features: of the encoder, below ``work``, for the next rows of the seed (see ``kept_features``).
 
     Raises:
         ValueError: an unknown task or row; a seed that the tests have; checkpoints of other settings; a model to prune
@@ -51,6 +57,7 @@ def run(
         raise ValueError(f"seed is {seed}; it must be 0 to 999: larger ones draw what is tested on")
     recipe, encoder = recipe or Recipe(), encoder or encoder_folder(found)
     folder, pruning = work / f"{task}-{row}-{seed}", ROWS[row].pruning
+    sha256 = hashlib.sha256((encoder / "model.safetensors").read_bytes()).hexdigest()
     settings = {
         "changes": ROWS[row].changes,
         "features": ROWS[row].features,
@@ -58,12 +65,13 @@ def run(
         "blocks": ROWS[row].blocks,
         "pruning": None if pruning is None else pruning._asdict(),
         "recipe": asdict(recipe),
-        "encoder_sha256": hashlib.sha256((encoder / "model.safetensors").read_bytes()).hexdigest(),
+        "encoder_sha256": sha256,
     }
     _check_settings(folder, settings)
     if pruning is None:
         weights = folder / "model"
-        model, trained = _train(found, row, seed, recipe, folder, encoder)
+        kept = work / "features" / sha256 if keep_features else None
+        model, trained = _train(found, row, seed, recipe, folder, encoder, kept)
     else:
         weights = work / f"{task}-{BASE}-{seed}" / "model"
         model, trained = _prune(found, row, seed, weights)
@@ -77,7 +85,8 @@ def run(
         "task": task,
         "row": row,
         "seed": seed,
-        "command": f"python -m examples.reproduction --task {task} --row {row} --seed {seed}",
+        "command": f"python -m examples.reproduction --task {task} --row {row} --seed {seed}"
+        + keep_features * " --keep-features",
         "what": ROWS[row].what,
         **settings,
         "config": config.to_diff_dict(),
@@ -93,10 +102,13 @@ def run(
     return record
 
 
-def _train(task: Task, row: str, seed: int, recipe: Recipe, folder: Path, encoder: Path) -> tuple[Any, dict[str, Any]]:
+def _train(
+    task: Task, row: str, seed: int, recipe: Recipe, folder: Path, encoder: Path, kept: Path | None
+) -> tuple[Any, dict[str, Any]]:
     model = build_model(task, ROWS[row], seed, encoder)
     n_h, n_w = model.config.token_grid
-    trained = train_row(task, model, n_h * n_w, recipe, seed, folder)
+    with kept_features(model.model.vision_tower, kept) if kept and can_keep(model.config) else nullcontext():
+        trained = train_row(task, model, n_h * n_w, recipe, seed, folder)
     return model.eval(), trained
 
 
@@ -125,7 +137,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"{folder} holds a run with {name} {value}, not {settings[name]}; delete it to begin anew")
 
 
-def run_missing(task: str) -> None:
+def run_missing(task: str, *, keep_features: bool = False) -> None:
     """Run after run, until each has its record. Several processes may do so side by side, each with runs of its own.
 
     A run that fails does not keep the others waiting; SystemExit names it in the end.
@@ -145,7 +157,9 @@ def run_missing(task: str) -> None:
                 print(f"{row}, seed {seed}: another process trains the {BASE} that it prunes; run again", flush=True)
                 continue
             try:
-                print(f"{row}, seed {seed}: {run(task, row, seed)['accuracy']}", flush=True)
+                print(
+                    f"{row}, seed {seed}: {run(task, row, seed, keep_features=keep_features)['accuracy']}", flush=True
+                )
             except Exception:
                 traceback.print_exc()
                 failed.append(f"{row} seed {seed}")

@@ -28,7 +28,10 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "peak_memory", unknown)
 
 
-def run_row(work: Path, tower: Path, row: str = "local", name: str = "work", task: str = "digits") -> dict[str, Any]:
+def run_row(
+    work: Path, tower: Path, row: str = "local", name: str = "work", task: str = "digits", **options: Any
+) -> dict[str, Any]:
+    records = work / "records"
     return run.run(
-        task, row, 0, recipe=RECIPE, records=work / "records", work=work / name, encoder=tower, test_images=3
+        task, row, 0, recipe=RECIPE, records=records, work=work / name, encoder=tower, test_images=3, **options
     )

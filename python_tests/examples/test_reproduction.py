@@ -14,6 +14,8 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
+from transformers.models.siglip import modeling_siglip
+
 from examples.reproduction import blocks, cost, encoder, model, pruning, records, rows, run, training
 from examples.reproduction.task import Sample, Task
 from examples.reproduction.tasks import TASKS, find_task
@@ -222,6 +224,34 @@ def test_a_run_that_is_killed_while_it_answers_is_not_trained_again(
     monkeypatch.setattr(training.RowTrainer, "training_step", lambda *_, **__: trained.append(1))
     assert [point["step"] for point in run_row(work, tower)["curve"]] == [2, 4]
     assert not trained
+
+
+@pytest.mark.parametrize("row", ["full", "control", "pool-2"])
+def test_kept_features_are_the_encoder_s_bit_for_bit(
+    row: str, work: Path, tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run_row(work, tower, row, name="plain")
+    run_row(work, tower, "pool", name="kept", keep_features=True)
+    blocks: list[int] = []
+    forward = modeling_siglip.SiglipEncoderLayer.forward
+
+    def noted(*arguments: Any, **options: Any) -> torch.Tensor:
+        blocks.append(len(list((work / "kept" / "features").rglob("*.pt"))))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(modeling_siglip.SiglipEncoderLayer, "forward", noted)
+    kept = run_row(work, tower, row, name="kept", keep_features=True)
+    # 4 batches of the training and 2 of the curve are there; only the tests' images, one batch a part, are not.
+    assert blocks == [6] * 12
+    assert kept["curve"] == plain["curve"]
+    whole, other = weights(work, "plain", row), weights(work, "kept", row)
+    assert all(torch.equal(whole[name], other[name]) for name in whole)
+
+
+@pytest.mark.parametrize("row", ["saliency", "stf"])
+def test_a_model_that_reads_more_of_the_encoder_does_without_kept_features(row: str, work: Path, tower: Path) -> None:
+    run_row(work, tower, row, keep_features=True)
+    assert not (work / "work" / "features").exists()
 
 
 def test_a_run_does_not_go_on_under_other_settings(work: Path, tower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
