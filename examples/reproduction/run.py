@@ -70,7 +70,7 @@ def run(
     _check_settings(folder, settings)
     if pruning is None:
         weights = folder / "model"
-        kept = work / "features" / sha256 if keep_features else None
+        kept = work / "features" / f"{task}-{seed}-{sha256[:8]}" if keep_features else None
         model, trained = _train(found, row, seed, recipe, folder, encoder, kept)
     else:
         weights = work / f"{task}-{BASE}-{seed}" / "model"
