@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import asked_for, define_operator, refuse_double_backward, shortest_call
+from vr_kernels.ops._registration import (
+    asked_for,
+    below_autograd,
+    define_operator,
+    refuse_double_backward,
+    shortest_call,
+)
 from vr_kernels.ops.attention_received import blocked, native, triton
 
 # Returns the sum over the rows of every head's weights, (B, h, N) or packed (h, T), float32 (float64 for float64).
@@ -34,11 +40,13 @@ BACKENDS = {
 }
 
 
+@below_autograd
 def forward(*arguments: Any) -> Tensor:
     *inputs, backend = arguments
     return BACKENDS[backend].forward(*inputs)
 
 
+@below_autograd
 def _backward(*arguments: Any) -> list[Tensor]:
     *inputs, backend = arguments
     return BACKENDS[backend].backward(*inputs)

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr_kernels.ops._registration import asked_for, define_operator, refuse_double_backward, shortest_call
+from vr_kernels.ops._registration import (
+    asked_for,
+    below_autograd,
+    define_operator,
+    refuse_double_backward,
+    shortest_call,
+)
 from vr_kernels.ops.local_cross_attention import blocked, blocked_backward, cuda, fused, native, triton
 
 _TENSORS = """Tensor query, Tensor[] features, Tensor key_weight, Tensor value_weight, Tensor? window_index,
@@ -26,6 +32,7 @@ ENGINES = {"cpu": native.ENGINE, "triton": triton.ENGINE, "cuda": cuda.ENGINE}
 FUSED = {"triton_fused": triton.FUSED, "cuda_fused": cuda.FUSED}
 
 
+@below_autograd
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, backend = arguments
     if backend in FUSED:
@@ -33,6 +40,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return blocked.forward(ENGINES[backend], *inputs)
 
 
+@below_autograd
 def backward(*arguments: Any) -> list[Tensor]:
     *inputs, backend = arguments
     if backend in FUSED:

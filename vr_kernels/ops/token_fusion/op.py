@@ -7,7 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from vr_kernels.ops._registration import asked_for, define_operator, refuse_double_backward, shortest_call
+from vr_kernels.ops._registration import (
+    asked_for,
+    below_autograd,
+    define_operator,
+    refuse_double_backward,
+    shortest_call,
+)
 from vr_kernels.ops.token_fusion import blocked, native, triton
 
 _CALL = "Tensor[] features, Tensor weight, Tensor? bias, int kernel_size, str? activation"
@@ -22,11 +28,13 @@ BACKWARD_SCHEMA = f"patch_linear_backward(Tensor grad_out, {_CALL}, bool[] needs
 ENGINES: dict[str, blocked.Engine] = {"cpu": native.NativePatches(), "triton": triton.TritonPatches()}
 
 
+@below_autograd
 def forward(*arguments: Any) -> Tensor:
     *inputs, backend = arguments
     return ENGINES[backend].forward(*inputs)
 
 
+@below_autograd
 def _backward(*arguments: Any) -> list[Tensor]:
     *inputs, backend = arguments
     return blocked.backward(ENGINES[backend], *inputs)
