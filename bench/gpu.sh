@@ -9,6 +9,7 @@
 #   sanitize-TOOL               a small call of every kernel under compute-sanitizer's memcheck or racecheck
 #   forward-H-B, backward-H-B   local cross-attention at H heads (8, 24, 48) and a batch of B against everything else
 #   launches-B                  what each way to compute it launches, and how long each kernel takes
+#   counters-B                  the hardware's counters of a call of each of our kernels, where ncu may read them
 #   bench-OPERATOR-B            another operator at the papers' shapes
 #   llava_vr-SHAPE              the time to the first token; training-SHAPE: a step of both phases
 #
@@ -37,7 +38,7 @@ declare -A CALLS=(
     launches-8 backward-24-32 backward-24-1 forward-48-8"
   [3]="build llava_vr-v2 llava_vr-v2-anyres training-v2 bench-visionzip-8 bench-fastv-8 bench-saliency-8 llava_vr-v1
     llava_vr-v2-anyres-7b llava_vr-v2-1.5b backward-48-8 forward-48-1 bench-deformable_attention-8 forward-8-8
-    backward-8-8"
+    backward-8-8 counters-8"
 )
 
 # Seconds that a step may take.
@@ -128,6 +129,15 @@ run() {
     launches-*)
       "$PYTHON" bench/launches.py local_cross_attention --device "$DEVICE" ${QUICK:+--shape tiny} --batch "$first" \
         --json "$RESULTS/$name.json"
+      ;;
+    counters-*)
+      local sections=()
+      for section in LaunchStats Occupancy SpeedOfLight MemoryWorkloadAnalysis WarpStateStats; do
+        sections+=(--section "$section")
+      done
+      ncu --profile-from-start off --clock-control none "${sections[@]}" --csv --log-file "$RESULTS/$name.csv" \
+        "$PYTHON" bench/one_call.py local_cross_attention triton triton_fused cuda cuda_fused --device "$DEVICE" \
+        --batch "$first" ${QUICK:+--shape tiny}
       ;;
     bench-*-*) measure "$first" "$name" "${tiny[@]}" --batch "$second" ;;
     llava_vr-*) measure llava_vr "$name" --shape "${1#llava_vr-}" --repeats 7 ;;

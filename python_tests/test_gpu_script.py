@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -54,3 +55,17 @@ def test_a_step_that_hangs_ends_at_its_limit_and_the_call_at_its_own(tmp_path: P
     assert "== bench-token_fusion-8: exit status 137 after" in done.stdout
     assert re.search(r"== bench-saliency-8: not begun, \d+ seconds are left", done.stdout)
     assert "begun" in (tmp_path / "work/results/bench-token_fusion-8.log").read_text()
+
+
+def test_the_counters_step_runs_one_call_of_each_kernel_below_ncu(tmp_path: Path) -> None:
+    ncu = tmp_path / "bin" / "ncu"
+    ncu.parent.mkdir()
+    ncu.write_text('#!/bin/bash\nwhile [[ $1 != *python* ]]; do echo "$1"; shift; done\nexec "$@"\n')
+    ncu.chmod(0o755)
+    path = f"{ncu.parent}:{os.environ['PATH']}"
+    gpu(tmp_path, "counters-1", PYTHON=sys.executable, DEVICE="cpu", QUICK="1", PATH=path)
+    log = (tmp_path / "work/results/counters-1.log").read_text()
+    assert f"--log-file\n{tmp_path}/work/results/gpu-counters-1.csv" in log
+    # There is no GPU here, so each says what it would have needed: that all four are asked is what can be seen.
+    for backend in ("triton", "triton_fused", "cuda", "cuda_fused"):
+        assert re.search(rf"^tiny {backend}: ValueError: .*backend='{backend}' cannot run this call", log, re.MULTILINE)
