@@ -20,8 +20,9 @@ demo: $(VENV)/.with-demo
 bench: $(VENV)/.with-bench
 	$(BIN)/vr-kernels bench local_cross_attention
 
-# A worker for each core: most of these calls are too small for several threads. The longest tests are named.
-PYTEST := $(BIN)/pytest -n auto --durations 20
+# A worker for each core: most of these calls are too small for several threads. Who is done takes what another has not
+# begun. The longest tests are named.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal --durations 20
 
 # Triton's interpreter is chosen for a whole Python process: each of these is a process of its own.
 test: test-plain test-oldest test-app $(patsubst python_tests/%,test-%,$(wildcard python_tests/interpreter python_tests/aot))

@@ -64,8 +64,7 @@ def check(cell: Cell, backend: str) -> None:
 
     wanted = [] if cell.direction == "forward" else None
     reference = run("reference")
-    # Triton's interpreter takes a hundred times as long a call.
-    draws = 3 if backend.startswith("triton") else cell.subject.draws
+    draws = cell.subject.interpreted if backend.startswith("triton") else cell.subject.draws
     assert_obeys_the_error_rule(
         run(backend), reference, reference, lambda seed: draw(cell, seed), draws=draws, wanted=wanted
     )

@@ -37,6 +37,7 @@ class Subject:
     autocast: frozenset[str] = frozenset()  # the arguments that autocast casts
     chosen: str = "cpu"  # the backend of a small float32 call on the CPU
     draws: int = 3  # of a cell of the matrix: more where a call's results are few, lest the largest error be luck
+    interpreted: int = 3  # the same in Triton's interpreter, where a call takes a hundred times as long
 
     def run(self, backend: str | None) -> Callable[..., tuple[Tensor, ...]]:
         """The operator by a backend, its outputs a tuple even where there is one."""
@@ -84,6 +85,7 @@ LOCAL_ATTENTION = Subject(
         "weights": ({}, {"return_attention": True}),
     },
     frozenset({"query", "key", "value"}),
+    interpreted=2,
 )
 LOCAL_CROSS_ATTENTION = Subject(
     "local_cross_attention",
@@ -109,6 +111,7 @@ LOCAL_CROSS_ATTENTION = Subject(
         "weights": ({}, {"return_attention": True}),
     },
     frozenset({"query", "features", "key_weight", "value_weight"}),
+    interpreted=2,
 )  # fmt: skip
 
 TOKEN_SIZES = ({"batch": 5, "tokens": 13}, {"batch": 7, "tokens": 11}, {"batch": 9, "tokens": 17})

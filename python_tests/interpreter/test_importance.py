@@ -39,7 +39,7 @@ def assert_obeys(subject: Subject, dtype: torch.dtype, options: dict[str, Any]) 
         reference,
         reference,
         lambda seed: subject.call(seed, dtype=dtype, reduce_heads=None, **options),
-        draws=3,
+        draws=2,
         norms=["root_mean_square"],
     )
 
