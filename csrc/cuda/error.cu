@@ -45,7 +45,9 @@ std::string explanation(cudaError_t error) {
 }
 
 void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(explanation(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets it, or the next launch that succeeds would be told of it
+  throw std::runtime_error(explanation(error));
 }
 
 }  // namespace vr::cuda

@@ -64,8 +64,9 @@ void launch(void (*kernel)(Parameters...), int64_t rows, int64_t columns, int sh
     throw std::invalid_argument("CUDA launches up to 2147483647 x 65535 blocks; this problem needs " +
                                 std::to_string(rows) + " x " + std::to_string(columns));
   }
+  // The device's most, not this launch's need: another thread may set it for the same kernel before this one launches.
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             shared_bytes));
+                             shared_memory_of_block(stream.device)));
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(columns));
   kernel<<<grid, kThreads, shared_bytes, static_cast<cudaStream_t>(stream.handle)>>>(arguments...);
   check(cudaGetLastError());

@@ -15,6 +15,7 @@ struct ScoresShape {
   static constexpr int kTermStride = kTerms + kVector<T>;
   using Features = QueryTile<T, kQueries, kChannels>;
   static constexpr int kAhead = 2, kStages = kAhead + 1;
+  static constexpr int kMostStagedSlots = 8;  // whose scores wait to be written: so two blocks of 3x3 slots fit an H100
   static constexpr int kXSize = kQueries * kTermStride;
   static constexpr int kStageSize = kXSize + kTerms * Features::kStride;  // x and W
   static_assert(kTerms % kTile == 0 && kChannels % kTile == 0, "whole tiles");
@@ -23,7 +24,7 @@ struct ScoresShape {
 // Which part of the work a block does: of the queries, the slots, the channels and the heads.
 struct ScoresPlan {
   int64_t query_tiles;
-  int slots_at_once, slot_groups, pairs_at_once;
+  int slots_at_once, slot_groups, staged_slots, pairs_at_once;
   int stages, scores, bytes;  // of shared memory, behind the features: offsets in bytes
 };
 
@@ -152,7 +153,8 @@ scores_kernel(VR_PARAMETER Problem problem, VR_PARAMETER Norm norm, VR_PARAMETER
                            : problem.heads;
   T* features = reinterpret_cast<T*>(shared_memory());
   T* stages = reinterpret_cast<T*>(shared_memory() + plan.stages);
-  float* warp_scores = reinterpret_cast<float*>(shared_memory() + plan.scores) + warp_index() * kHeads * kTile * slots;
+  float* warp_scores =
+      reinterpret_cast<float*>(shared_memory() + plan.scores) + warp_index() * kHeads * kTile * plan.staged_slots;
   Rows target = buffers.scores;
   target.data = static_cast<float*>(target.data) + part * buffers.part_stride;
 
@@ -178,11 +180,14 @@ scores_kernel(VR_PARAMETER Problem problem, VR_PARAMETER Norm norm, VR_PARAMETER
         projected.next(u[i]);
         scale_channels<T>(u[i], norm.gamma, chunk);
       }
-      dot_slots(u, features, slots, warp_scores);
-      sync_warp();
-      add_scores(target, warp_scores, warp_query, remaining(problem.windows, warp_query), head, heads, first_slot,
-                 slots, number == begin_chunk);
-      sync_warp();
+      for (int slot = 0; slot < slots; slot += plan.staged_slots) {
+        const int staged = slots - slot < plan.staged_slots ? slots - slot : plan.staged_slots;
+        dot_slots(u, features + slot * Shape::Features::kSlotSize, staged, warp_scores);
+        sync_warp();
+        add_scores(target, warp_scores, warp_query, remaining(problem.windows, warp_query), head, heads,
+                   first_slot + slot, staged, number == begin_chunk);
+        sync_warp();
+      }
     }
   }
 }
@@ -196,14 +201,16 @@ void launch_scores(const Problem& problem, const Norm& norm, const Scores& buffe
                                                              std::to_string(buffers.parts) + " parts");
   ScoresPlan plan{};
   const int stage_bytes = Shape::kStages * Shape::kStageSize * static_cast<int>(sizeof(T));
-  const int slot_bytes = Shape::Features::kSlotSize * static_cast<int>(sizeof(T)) +
-                         kWarps * kHeads * kTile * static_cast<int>(sizeof(float));
+  const int slot_bytes = Shape::Features::kSlotSize * static_cast<int>(sizeof(T));
+  const int score_bytes = kWarps * kHeads * kTile * static_cast<int>(sizeof(float));  // of a slot that is staged
+  const int bytes_left = shared_memory_of_block(stream.device) - stage_bytes - Shape::kMostStagedSlots * score_bytes;
   // The queries are projected again for each group of slots: one group if the device's shared memory has room.
-  plan.slots_at_once = even_step(problem.slots, (shared_memory_of_block(stream.device) - stage_bytes) / slot_bytes);
+  plan.slots_at_once = even_step(problem.slots, bytes_left / slot_bytes);
   plan.slot_groups = static_cast<int>(steps_of(problem.slots, plan.slots_at_once));
-  plan.stages = plan.slots_at_once * Shape::Features::kSlotSize * static_cast<int>(sizeof(T));
+  plan.staged_slots = even_step(plan.slots_at_once, Shape::kMostStagedSlots);
+  plan.stages = plan.slots_at_once * slot_bytes;
   plan.scores = plan.stages + stage_bytes;
-  plan.bytes = plan.slots_at_once * slot_bytes + stage_bytes;
+  plan.bytes = plan.scores + plan.staged_slots * score_bytes;
   plan.query_tiles = steps_of(problem.windows, Shape::kQueries);
   const int64_t rows = plan.query_tiles * plan.slot_groups * buffers.parts;
   // All heads in one block read a feature once. Fewer where there would be too few blocks for the device.

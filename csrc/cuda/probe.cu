@@ -32,6 +32,7 @@ int probe(char* message, size_t size) {
   if (error == cudaSuccess) {
     std::snprintf(message, size, "the device, %s, runs this build's kernels", device_architecture().c_str());
   } else {
+    cudaGetLastError();  // forgets it, or the next launch that succeeds would be told of it
     std::snprintf(message, size, "%s", explanation(error).c_str());
   }
   return error;

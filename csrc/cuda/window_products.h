@@ -33,6 +33,7 @@ class WindowProducts {
   VR_DEVICE void dot(Operand operand, const Rows& heads, HeadTile tile) {
     TileSums sums[kCapacity / kTile];
     const int warp_channel = warp_index() * Shape::kWarpChannels;
+    sync_block();  // the first heads go where another warp may still read the last tile's scores
     pass(
         operand, [&](const Chunk& chunk, int stage) { stage_heads(heads, tile, chunk, stage); },
         [&](const Chunk& chunk, const FeatureChunk<T>& features, int stage) {
@@ -57,7 +58,7 @@ class WindowProducts {
     sync_block();
   }
 
-  // Of one row of the tile, until mix(). The warps' shares are added in a fixed order.
+  // Of one row of the tile, until mix() or the next dot(). The warps' shares are added in a fixed order.
   VR_DEVICE float score(int row, int slot) const {
     float sum = 0.0f;
 #pragma unroll

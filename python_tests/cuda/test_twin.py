@@ -10,7 +10,7 @@ import torch
 
 import vr_kernels
 from python_tests import _matrix
-from python_tests._cases import DTYPES, Call, attention_call, cross_attention_call
+from python_tests._cases import DTYPES, Call, attention_call, cross_attention_call, floating_tensors
 from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
 from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, WINDOWED, Subject
 from python_tests.cuda import _shapes
@@ -97,6 +97,17 @@ def test_no_bit_depends_on_the_order_of_threads_and_blocks(twin: Any, subject: S
     for order in range(1, 12):
         for name, tensor in results(order).items():
             assert torch.equal(tensor, first[name]), name
+
+
+@not_sanitized
+@pytest.mark.parametrize(("subject", "call"), EVERYTHING)
+def test_each_gradient_alone_obeys_the_error_rule(twin: Any, subject: Subject, call: Call) -> None:
+    reference = subject.run("reference")
+    for order, wanted in enumerate(floating_tensors(call)):
+        twin.set_order(order)
+        assert_obeys_the_error_rule(
+            subject.run("twin"), reference, reference, lambda _: call, draws=1, wanted=[wanted], skip=KEY_BIAS
+        )
 
 
 @not_sanitized

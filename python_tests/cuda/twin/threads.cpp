@@ -100,18 +100,25 @@ void Block::run(const std::function<void()>& body, std::mt19937& order) {
     thread.waits = thread.finished = false;
     if (thread.place.stack == nullptr) begin(thread);
   }
-  std::vector<int> turns(threads.size());
-  std::iota(turns.begin(), turns.end(), 0);
-  std::shuffle(turns.begin(), turns.end(), order);
+  std::vector<int> warps(cuda::kWarps), lanes(cuda::kWarpSize);
+  for (std::vector<int>* turns : {&warps, &lanes}) {
+    std::iota(turns->begin(), turns->end(), 0);
+    std::shuffle(turns->begin(), turns->end(), order);
+  }
   for (size_t finished = 0; finished < threads.size();) {
     bool progress = false;
-    for (int turn : turns) {
-      Thread& thread = threads[turn];
-      if (thread.waits || thread.finished) continue;
-      current_ = &thread;
-      change(scheduler, thread.place);
-      progress = true;
-      finished += thread.finished;
+    for (int warp : warps) {
+      for (bool went = true; went; progress |= went) {
+        went = false;
+        for (int lane : lanes) {
+          Thread& thread = threads[warp * cuda::kWarpSize + lane];
+          if (thread.waits || thread.finished) continue;
+          current_ = &thread;
+          change(scheduler, thread.place);
+          went = true;
+          finished += thread.finished;
+        }
+      }
     }
     if (!progress) fail("threads wait for others that have ended, or that wait elsewhere");
   }
