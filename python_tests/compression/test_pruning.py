@@ -226,7 +226,7 @@ def test_an_empty_batch_is_pruned_to_an_empty_one() -> None:
     assert random_rows(torch.ones(0, 9, dtype=torch.bool)).shape == (0, 9)
 
 
-FLAGS, STATES = torch.ones(2, 5, dtype=torch.bool), torch.randn(2, 5, 4, 8)
+FLAGS, STATES, ORDER = torch.ones(2, 5, dtype=torch.bool), torch.randn(2, 5, 4, 8), torch.arange(5).expand(2, 5)
 MISFITS: list[tuple[Any, type[Exception], str]] = [
     (lambda: fastv(STATES[:, :1], STATES, FLAGS[:, 1:]), ValueError, r"fastv: vision has shape \(2, 4\); .* \(2, 5\)"),
     (lambda: fastv(STATES[:, :1], STATES, FLAGS.long()), TypeError, r"fastv: vision is torch\.int64; .* torch\.bool"),
@@ -241,6 +241,35 @@ MISFITS: list[tuple[Any, type[Exception], str]] = [
     (lambda: text_raters(torch.randn(2, 4, 3), FLAGS), ValueError, "text_raters: vision has shape"),
     (lambda: rate_by_text(list(STATES), STATES, FLAGS[:1]), ValueError, "rate_by_text: raters has shape"),
     (lambda: density_peak_means(torch.randn(3, 2), 4), ValueError, "count is 4; it must be from 1 to 3"),
+    (
+        lambda: fastv(STATES[:, :1], STATES, FLAGS, 2.0),
+        ValueError,
+        r"fastv: keep_ratio is 2\.0; it must be from 0 to 1",
+    ),
+    (lambda: fastv(STATES[:, :1], STATES, FLAGS, torch.nan), ValueError, "fastv: keep_ratio is nan; it must be from"),
+    (
+        lambda: pyramiddrop(STATES[:, :1], STATES, FLAGS, -1, [5, 5]),
+        ValueError,
+        "pyramiddrop: keep_ratio is -1; it must",
+    ),
+    (lambda: random_rows(FLAGS, "half"), TypeError, "random_rows: keep_ratio is 'half'; it must be a number"),
+    (lambda: budget(5, 1.5), ValueError, r"budget: ratio is 1\.5; it must be from 0 to 1"),
+    (lambda: keep_highest(torch.rand(2, 5), FLAGS, [1]), ValueError, "counts has 1 numbers; it must have 2, one a seq"),
+    (lambda: rate_by_text([STATES[0]], STATES, FLAGS), ValueError, "queries has 1 tensors; it must have 2, one a seq"),
+    (lambda: rate_by_text(list(STATES[:, 1:]), STATES, FLAGS), ValueError, r"queries\[0\] has 4 rows; it must have 5"),
+    (lambda: recycle(torch.randn(9, 4), torch.rand(5)), ValueError, r"recycle: scores has shape \(5,\); .* \(9,\)"),
+    (lambda: recycle(torch.randn(9, 4), torch.rand(9), share=2), ValueError, "recycle: share is 2; it must be from 0"),
+    (
+        lambda: recycle(torch.randn(9, 4), torch.rand(9), tokens_a_cluster=0),
+        ValueError,
+        "recycle: tokens_a_cluster is 0; it must be at least 1",
+    ),
+    (lambda: diverse_tokens(STATES[..., 0], ORDER, 2, step=0), ValueError, "diverse_tokens: step is 0; it must be at"),
+    (
+        lambda: diverse_tokens(STATES[..., 0], ORDER, 6),
+        ValueError,
+        "diverse_tokens: count is 6; it must be from 0 to 5",
+    ),
 ]
 
 
@@ -250,13 +279,20 @@ def test_what_does_not_fit_is_refused(call: Any, error: type[Exception], message
         call()
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"count": 24}, "count is 24; it must be from 0 to 23"),
-    ({"count": -1}, "count is -1; it must be from 0 to 23"),
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"count": 24}, ValueError, "count is 24; it must be from 0 to 23"),
+    ({"count": -1}, ValueError, "count is -1; it must be at least 0"),
+    ({"count": 2.5}, TypeError, r"count is 2\.5; it must be an int"),
+    ({"important_ratio": 2.0}, ValueError, r"important_ratio is 2\.0; it must be from 0 to 1"),
+    ({"important_ratio": "half"}, TypeError, "important_ratio is 'half'; it must be a number"),
+    ({"step": 0}, ValueError, "step is 0; it must be at least 1"),
+    ({"scores": torch.rand(23)}, ValueError, r"scores has shape \(23,\); it must be \(B, P\)"),
+    ({"features": torch.rand(1, 22, 4)}, ValueError, r"features has shape \(1, 22, 4\); it must be \(B, P, D\)"),
+    ({"features": None}, TypeError, "features is None; it must be a torch.Tensor"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), BAD, ids=str)
-def test_counts_that_no_image_has_are_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"vispruner: {message}"):
-        vispruner(torch.rand(1, 23), torch.randn(1, 23, 4), **change)
+@pytest.mark.parametrize(("change", "error", "message"), BAD, ids=lambda x: str(x)[:30])
+def test_what_no_image_has_is_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"vispruner: .*{message}"):
+        vispruner(**({"scores": torch.rand(1, 23), "features": torch.randn(1, 23, 4), "count": 4} | change))

@@ -96,6 +96,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"dominant": 2.0}, TypeError, r"dominant is 2\.0; it must be an int"),
     ({"contextual": -1}, ValueError, "contextual is -1; it must be at least 0"),
     ({"dominant": 7, "contextual": 3}, ValueError, "an image has 9 rows here"),
+    ({"scores": None}, TypeError, "scores is None; it must be a torch.Tensor"),
+    ({"hidden": "h"}, TypeError, "hidden is a str; it must be a torch.Tensor"),
+    ({"hidden": HIDDEN[0]}, ValueError, r"hidden has shape \(9, .*\); it must be \(B, N, D\)"),
     ({"scores": torch.zeros(2, 9)}, ValueError, r"scores has shape \(2, 9\); it must be \(2, 8\)"),
     ({"has_cls": False, "scores": torch.zeros(2, 9), "dominant": 0, "contextual": 0}, ValueError, "are both 0"),
 ]
@@ -160,3 +163,12 @@ def test_a_base_tile_alone_gets_one_newline(dtype: torch.dtype) -> None:
 def test_tiles_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"anyres_order: dominant has shape \(3, 2\); it must be \(4, k\)"):
         anyres_order(torch.zeros(3, 2, dtype=torch.int64), tiles=(2, 2), grid=(2, 2), contextual=1)
+    tokens, dominant = torch.zeros(5, 8, 3), torch.zeros(5, 5, dtype=torch.int64)
+    places: dict[str, Any] = {"tiles": (2, 2), "grid": (3, 3)}
+    with pytest.raises(
+        ValueError, match=r"^pack_anyres: tokens has shape \(5, 8, 3\), dominant \(4, 5\); they must be"
+    ):
+        pack_anyres(tokens, dominant[1:], contextual=2, **places)
+    for contextual, has_cls, words in ((1, True, "7, a CLS row, 5 dominant and 1"), (2, False, "7, 5 dominant and 2")):
+        with pytest.raises(ValueError, match=f"^pack_anyres: a tile has 8 tokens; it must have {words} contextual"):
+            pack_anyres(tokens, dominant, contextual=contextual, has_cls=has_cls, **places)

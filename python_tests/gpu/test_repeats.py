@@ -1,13 +1,14 @@
-"""The same call gives the same bits 250 times, and every number of a result is written."""
+"""The same call gives the same bits 250 times, however its tensors lie, and every number of a result is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from python_tests._errors import evaluate, random_cotangents
+from python_tests._layouts import LAYOUTS, assert_strides_change_nothing
 from python_tests._operators import WINDOWED, Draw, Subject
 from python_tests.gpu._gpu import moved, need, over_runs
 
@@ -33,11 +34,19 @@ def test_250_repeats_are_bitwise_equal(subject: Subject, backend: str, dtype: to
         draw = {"batch": 4, "windows": (8, 8), "window": (3, 3), "bias": "shared", **draw}
     call = moved(subject.call(dtype=dtype, **draw))
     function = subject.run(backend)
-    cotangents = [cotangent.cuda() for cotangent in random_cotangents(function, call)]
+    cotangents = random_cotangents(function, call)
     first = evaluate(function, call, cotangents)
     for _ in range(REPEATS):
         for name, tensor in evaluate(function, call, cotangents).items():
             assert torch.equal(tensor, first[name]), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_change_nothing(
+    subject: Subject, backend: str, layout: Callable[[torch.Tensor], torch.Tensor], draw: Draw
+) -> None:
+    need(subject, backend)
+    assert_strides_change_nothing(subject.run(backend), moved(subject.call(**draw)), layout)
 
 
 @pytest.mark.usefixtures("_deterministic")
@@ -48,6 +57,6 @@ def test_nan_in_fresh_memory_never_shows(subject: Subject, backend: str, draw: D
         draw = {"bias": "per window", "saliency": saliency, **draw}
     call = moved(subject.call(**draw))
     function = subject.run(backend)
-    result = evaluate(function, call, [cotangent.cuda() for cotangent in random_cotangents(function, call)])
+    result = evaluate(function, call, random_cotangents(function, call))
     for name, tensor in result.items():
         assert not tensor.isnan().any(), name

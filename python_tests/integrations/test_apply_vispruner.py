@@ -142,6 +142,17 @@ def test_what_no_image_can_meet_is_refused(options: dict[str, Any], error: type[
     assert "get_image_features" not in vars(host.model)
 
 
+@pytest.mark.parametrize("fault", [{"count": -3}, {"processor": object()}], ids=str)
+def test_what_is_refused_leaves_the_pruning_that_was_there(fault: dict[str, Any]) -> None:
+    host = apply_pruning(model("llava"), "fastv", layer=1, keep_ratio=0.5)
+    with pytest.raises((TypeError, ValueError)):
+        apply_pruning(host, "vispruner", **({"count": COUNT} | fault))
+    with torch.no_grad():
+        cache = host(input_ids=prompt(9), pixel_values=pixels(1)).past_key_values
+    assert [cache.get_seq_length(layer) for layer in range(2)] == [11, 6]
+    assert "get_image_features" not in vars(host.model)
+
+
 @pytest.mark.parametrize("level", [0, 6, -6])
 def test_a_level_that_no_block_makes_is_refused(level: int) -> None:
     with pytest.raises(ValueError, match=f"^VisPruner: level is {level}; the tower's 5 blocks make hidden_states 1 to"):

@@ -56,6 +56,11 @@ def test_models_of_other_types_are_refused_with_the_known_ones() -> None:
         apply_pruning(sliding, "fastv")
 
 
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^remove_pruning: model is a NoneType; it must be a torch.nn.Module"):
+        remove_pruning(None)
+
+
 def test_calls_that_cannot_be_pruned_are_refused() -> None:
     host, inputs = llava("llava", "qwen2", "clip"), batch(1)
     apply_pruning(host, "fastv", **CASES["fastv"])

@@ -11,7 +11,8 @@ import torch
 import vr_kernels
 from python_tests._cases import attention_call, cross_attention_call
 from python_tests._errors import evaluate, random_cotangents
-from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION
+from python_tests._layouts import assert_strides_change_nothing, last_dimension_strided
+from python_tests._operators import LOCAL_ATTENTION, LOCAL_CROSS_ATTENTION, SUBJECTS, Subject
 from vr_kernels.ops._triton.launch import TritonKernel
 from vr_kernels.ops._window_kernel import WindowProblem
 from vr_kernels.ops._windows import Windows
@@ -35,6 +36,12 @@ def test_features_of_any_strides_are_read_in_place(backend: str) -> None:
     expected = vr_kernels.local_cross_attention(**call, backend=backend)
     result = vr_kernels.local_cross_attention(**(call | {"features": strided}), backend=backend)
     assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_strides_change_nothing(subject: Subject) -> None:
+    call = subject.call(**subject.mixes["everything"])
+    assert_strides_change_nothing(subject.run("triton"), call, last_dimension_strided)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)

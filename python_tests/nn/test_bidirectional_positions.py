@@ -57,6 +57,8 @@ def test_only_the_distance_to_the_guide_depends_on_where_the_sequence_starts() -
         (TypeError, "key_rows is torch.float32; it must be int32 or int64", {"key_rows": NEWLINES.float()}),
         (ValueError, "key_rows has shape (3, 2); it must be (I, M) with I = 4", {"key_rows": NEWLINES[:3]}),
         (ValueError, "key_rows has shape (4,); it must be (I, M)", {"key_rows": NEWLINES[:, 0]}),
+        (ValueError, "key_rows[0, 0] is 32; it must be -1", {"key_rows": NEWLINES + 26}),
+        (ValueError, "key_rows names row 6 more than once", {"key_rows": NEWLINES.clamp(max=6)}),
         (TypeError, "position_ids is torch.float32; it must be int32", {"position_ids": POSITIONS.float()}),
         (ValueError, "position_ids has shape (3, 2, 16); it must be", {"position_ids": POSITIONS.expand(3, -1, -1)}),
         (ValueError, "position_ids has shape (2, 15); it must be (B, T) = (2, 16) or (1, 16)",
@@ -74,5 +76,5 @@ def test_newlines_and_positions_that_do_not_fit_are_refused(
 def test_positions_that_nobody_reads_and_tokens_that_are_newlines_too_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^BidirectionalTokenAttention: position_ids is given and rope_theta is None"):
         layer()(**batch(), position_ids=POSITIONS)
-    with pytest.raises(ValueError, match=r"token_rows names row 2 more than once"):
+    with pytest.raises(ValueError, match=r": key_rows beside token_rows names row 2 more than once"):
         layer()(**batch(), key_rows=torch.tensor([[2], [-1], [-1], [-1]]))

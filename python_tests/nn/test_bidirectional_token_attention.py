@@ -221,3 +221,33 @@ def test_it_is_built_where_and_as_asked() -> None:
 def test_what_cannot_be_built_is_refused_in_words(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^BidirectionalTokenAttention: {re.escape(words)}"):
         BidirectionalTokenAttention(**({"hidden_size": 12, "num_heads": 2} | arguments))
+
+
+MASK = batch()["text_mask"]
+
+
+@pytest.mark.parametrize("guide", ["max", "mean"])
+@pytest.mark.parametrize(
+    ("error", "words", "change"),
+    [
+        (ValueError, "text_mask has shape (2, 1); it must be (2, 16)", {"text_mask": MASK[:, :1]}),
+        (ValueError, "text_mask has shape (1, 16); it must be (2, 16)", {"text_mask": MASK[:1]}),
+        (TypeError, "text_mask is torch.float32; it must be torch.bool", {"text_mask": MASK.float()}),
+        (TypeError, "text_mask is a list; it must be a torch.Tensor", {"text_mask": MASK.tolist()}),
+        (ValueError, "token_rows has 4 images, hidden_states 2 samples, and image_sample is", {"image_sample": None}),
+        (ValueError, "image_sample has shape (3,); it must be (4,)", {"image_sample": SAMPLE[:3]}),
+        (TypeError, "token_rows is None; it must be a torch.Tensor", {"token_rows": None, "key_rows": NEWLINES}),
+        (ValueError, "token_rows has shape (4,); it must be (I, N)", {"token_rows": ROWS[:, 0], "key_rows": NEWLINES}),
+        (ValueError, "hidden_states has shape (24,); it must be (B, T, D)", {"hidden_states": torch.zeros(WIDTH)}),
+    ],
+)
+def test_what_does_not_fit_the_stream_is_refused_in_words(
+    error: type[Exception], words: str, change: dict[str, Any], guide: str
+) -> None:
+    with pytest.raises(error, match=f"^BidirectionalTokenAttention: {re.escape(words)}"):
+        layer(guide=guide)(**(batch() | change))
+
+
+def test_without_a_guide_no_text_is_looked_at() -> None:
+    module = layer(guide=None)
+    assert torch.equal(module(**batch() | {"text_mask": MASK[:1]}), module(**batch(text=False)))

@@ -74,11 +74,26 @@ def pack_anyres(
     Returns:
         ((1 + T) * K, D); (K + 1, D) for a base tile alone with a newline.
 
+    Raises:
+        ValueError: dominant of another number of tiles than tokens; a K that is not a tile's dominant and contextual
+            tokens and its CLS row together.
+
     >>> import torch
     >>> tokens, dominant = torch.randn(5, 64, 8), torch.arange(53).expand(5, 53)
     >>> pack_anyres(tokens, dominant, tiles=(2, 2), grid=(24, 24), contextual=10).shape
     torch.Size([320, 8])
     """
+    if tokens.dim() != 3 or dominant.shape[:1] != tokens.shape[:1] or dominant.dim() != 2:
+        raise ValueError(
+            f"pack_anyres: tokens has shape {tuple(tokens.shape)}, dominant {tuple(dominant.shape)}; they must be "
+            "(1 + T, K, D) and (1 + T, k)"
+        )
+    expected = int(has_cls) + dominant.shape[1] + contextual
+    if tokens.shape[1] != expected:
+        raise ValueError(
+            f"pack_anyres: a tile has {tokens.shape[1]} tokens; it must have {expected}, {'a CLS row, ' * has_cls}"
+            f"{dominant.shape[1]} dominant and {contextual} contextual ones"
+        )
     if tokens.shape[0] == 1:
         return tokens[0] if newline is None else torch.cat([tokens[0], newline[None].to(tokens)])
     order = anyres_order(dominant[1:], tiles=tiles, grid=grid, contextual=contextual, has_cls=has_cls)

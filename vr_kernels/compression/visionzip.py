@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vr_kernels.ops import attention_importance, attention_received
+from vr_kernels.ops._arguments import Arguments, signatures
 from vr_kernels.ops.token_selection import merge_contextual_tokens, select_dominant_tokens, take_tokens
 
 __all__ = ["ZippedTokens", "check_budget", "dominance", "key_metric", "zip_tokens"]
@@ -38,6 +39,9 @@ def dominance(query: Tensor, key: Tensor, *, has_cls: bool) -> Tensor:
     Returns:
         (B, N) float32 (float64 for float64). No gradient.
 
+    Raises:
+        ValueError, TypeError: as ``attention_importance`` and ``attention_received`` do.
+
     >>> import torch
     >>> dominance(torch.randn(2, 577, 16, 64), torch.randn(2, 577, 16, 64), has_cls=True).shape
     torch.Size([2, 577])
@@ -53,7 +57,18 @@ def dominance(query: Tensor, key: Tensor, *, has_cls: bool) -> Tensor:
 
 
 def key_metric(key: Tensor) -> Tensor:
-    """What VisionZip compares rows by: the mean over heads of a block's keys, (B, N, h, d) -> (B, N, d) in float32."""
+    """What VisionZip compares rows by: the mean over heads of a block's keys.
+
+    Args:
+        key: (B, N, h, d); float32, bfloat16, float16 or float64.
+
+    Returns:
+        (B, N, d) float32 (float64 for float64). No gradient.
+
+    >>> import torch
+    >>> key_metric(torch.randn(2, 577, 16, 64)).shape
+    torch.Size([2, 577, 64])
+    """
     return key.detach().mean(2, dtype=torch.promote_types(key.dtype, torch.float32))
 
 
@@ -95,6 +110,10 @@ def zip_tokens(
     (torch.Size([2, 64, 32]), torch.Size([2, 53]), torch.Size([2, 576]))
     """
     check_budget("zip_tokens", dominant, contextual, has_cls=has_cls)
+    arguments = Arguments("zip_tokens")
+    given = signatures(hidden, scores)
+    arguments.rank("hidden", arguments.tensor("hidden", given[0]), {3: "(B, N, D)"})
+    arguments.tensor("scores", given[1])
     first = int(has_cls)  # patch p is row p + first
     batch, rows = hidden.shape[:2]
     if scores.shape != (batch, rows - first):

@@ -12,7 +12,7 @@ from vr_kernels.integrations._decoder import Decoder
 from vr_kernels.integrations.pruning_hooks import PruningHooks
 from vr_kernels.integrations.pruning_rules import FastV, PyramidDrop, RandomRows, Rule, SparseVLM, check_blocks
 from vr_kernels.integrations.vispruner import VisPrunerBudget
-from vr_kernels.integrations.zipped_encoders import replace_encoders, restore_encoders
+from vr_kernels.integrations.zipped_encoders import check_encoders, replace_encoders, restore_encoders
 from vr_kernels.nn import VisionRemember
 
 __all__ = ["apply_pruning", "remove_pruning"]
@@ -91,8 +91,9 @@ def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) 
     """
     if method == VisPrunerBudget.name:
         budget = VisPrunerBudget(**_options(method, VisPrunerBudget, options))
+        inner = check_encoders("apply_pruning", model, processor, budget)
         remove_pruning(model, processor)
-        inner = replace_encoders("apply_pruning", model, processor, budget)
+        replace_encoders("apply_pruning", inner, processor, budget)
         setattr(inner, STATE, EncoderPruning(inner))
         return model
     if not isinstance(method, str) or method not in RULES:
@@ -122,6 +123,9 @@ def remove_pruning(model: M, processor: Any = None) -> M:
         model: the model that it was applied to.
         processor: the one that ``apply_pruning`` was given, if any.
 
+    Raises:
+        TypeError: model is no module; another model's processor.
+
     >>> from transformers import Qwen2Config, Qwen2ForCausalLM
     >>> config = Qwen2Config(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
     ...                      num_attention_heads=4, num_key_value_heads=2)
@@ -129,6 +133,8 @@ def remove_pruning(model: M, processor: Any = None) -> M:
     >>> remove_pruning(apply_pruning(model, "random")) is model
     True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"remove_pruning: model is a {type(model).__name__}; it must be a torch.nn.Module")
     for module in model.modules():
         pruning = vars(module).get(STATE)
         if pruning is not None:

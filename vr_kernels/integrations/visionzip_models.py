@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from vr_kernels.integrations.visionzip import VisionZip
-from vr_kernels.integrations.zipped_encoders import find_model, replace_encoders, restore_encoders
+from vr_kernels.integrations.zipped_encoders import check_encoders, find_model, replace_encoders, restore_encoders
 
 __all__ = ["apply_visionzip", "remove_visionzip", "train_projector_only"]
 
@@ -61,7 +61,8 @@ def apply_visionzip(
     >>> model(input_ids=prompt, pixel_values=torch.randn(1, 3, 64, 64)).logits.shape
     torch.Size([1, 15, 99])
     """
-    replace_encoders("apply_visionzip", model, processor, VisionZipBudget(dominant, contextual, merge))
+    budget = VisionZipBudget(dominant, contextual, merge)
+    replace_encoders("apply_visionzip", check_encoders("apply_visionzip", model, processor, budget), processor, budget)
     return model
 
 

@@ -22,13 +22,13 @@ Counters = dict[str, Callable[..., Any]]
 
 def set_token_counts(operation: str, model_type: str, processor: Any, count: int) -> None:
     """Let the processor write ``count`` placeholders an image, tile or frame."""
-    counters = _of_type(operation, model_type, processor)(processor, count)
+    counters = check_processor(operation, model_type, processor)(processor, count)
     for name, counter in counters.items():
         setattr(processor, name, counter)
 
 
 def remove_token_counts(operation: str, model_type: str, processor: Any) -> None:
-    for name in _of_type(operation, model_type, processor)(processor, 0):
+    for name in check_processor(operation, model_type, processor)(processor, 0):
         vars(processor).pop(name, None)
 
 
@@ -83,7 +83,8 @@ PROCESSORS: dict[str, tuple[str, Callable[[Any, int], Counters]]] = {
 }
 
 
-def _of_type(operation: str, model_type: str, processor: Any) -> Callable[[Any, int], Counters]:
+def check_processor(operation: str, model_type: str, processor: Any) -> Callable[[Any, int], Counters]:
+    """What replaces the functions of a processor of that type of model; another's is refused."""
     name, counters = PROCESSORS[model_type]
     if name not in [cls.__name__ for cls in type(processor).__mro__]:
         raise TypeError(

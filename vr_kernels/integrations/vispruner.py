@@ -47,11 +47,9 @@ class VisPruner(nn.Module):
         parts = VisionTower("VisPruner", tower)
         self.has_cls = parts.has_cls
         parts.check_level(level)
-        Arguments("VisPruner").integer("count", count, 1)
-        if isinstance(important_ratio, bool) or not isinstance(important_ratio, (int, float)):
-            raise TypeError(f"VisPruner: important_ratio is {important_ratio!r}; it must be a number")
-        if not 0 <= important_ratio <= 1:
-            raise ValueError(f"VisPruner: important_ratio is {important_ratio}; it must be from 0 to 1")
+        arguments = Arguments("VisPruner")
+        arguments.integer("count", count, 1)
+        arguments.share("important_ratio", important_ratio)
         self.tower = tower
         self.count, self.important_ratio, self.level = count, important_ratio, level
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vr_kernels.compression import ZippedTokens, pack_anyres
 from vr_kernels.integrations._holder import find_holder
-from vr_kernels.integrations.visionzip_processors import remove_token_counts, set_token_counts
+from vr_kernels.integrations.visionzip_processors import check_processor, remove_token_counts, set_token_counts
 from vr_kernels.nn import VisionRemember
 
 
@@ -105,8 +105,8 @@ FAMILIES = {
 }
 
 
-def replace_encoders(operation: str, model: nn.Module, processor: Any, budget: Budget) -> Any:
-    """Let a model of a known type see a budget's tokens, and its processor count them; the part that was changed."""
+def check_encoders(operation: str, model: nn.Module, processor: Any, budget: Budget) -> Any:
+    """The part of a model that ``replace_encoders`` changes; what cannot be changed is refused, and nothing was."""
     inner = find_model(operation, model)
     if any(isinstance(module, VisionRemember) for module in inner.modules()):
         raise ValueError(
@@ -122,10 +122,17 @@ def replace_encoders(operation: str, model: nn.Module, processor: Any, budget: B
     for tower in family.towers:
         budget.zipper(getattr(inner, tower), level)  # refuses here what would be refused at the first image
     if processor is not None:
+        check_processor(operation, inner.config.model_type, processor)
+    return inner
+
+
+def replace_encoders(operation: str, inner: Any, processor: Any, budget: Budget) -> None:
+    """Let what ``check_encoders`` found see a budget's tokens, and its processor count them."""
+    family = FAMILIES[inner.config.model_type]
+    if processor is not None:
         set_token_counts(operation, inner.config.model_type, processor, budget.dominant + budget.contextual)
     for name, encode in family.encoders.items():
         setattr(inner, name, _encoder(inner, name, encode, budget))
-    return inner
 
 
 def restore_encoders(operation: str, model: nn.Module, processor: Any) -> None:

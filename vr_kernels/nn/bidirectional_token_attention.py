@@ -11,7 +11,7 @@ from vr_kernels.nn._rotary import rotate
 from vr_kernels.nn._sizes import check_positive, head_width
 from vr_kernels.ops import bidirectional_attention, gather_tokens, scatter_add_tokens
 from vr_kernels.ops._arguments import Arguments, is_readable, signatures
-from vr_kernels.ops._tokens import read_rows
+from vr_kernels.ops._tokens import check_guide, check_token_rows, read_rows, stream_of, token_rows_of
 
 
 class BidirectionalTokenAttention(nn.Module):
@@ -144,8 +144,8 @@ class BidirectionalTokenAttention(nn.Module):
                 position_ids of another shape, or without rope_theta; on the CPU, a complete that is not true.
         """
         check_input("BidirectionalTokenAttention", "hidden_states", hidden_states, self.qkv_proj)
-        self._check_options(hidden_states, token_rows, key_rows, position_ids)
         text_mask = None if self.guide is None else text_mask
+        self._check(hidden_states, token_rows, key_rows, text_mask, image_sample, position_ids)
         read = token_rows if key_rows is None else torch.cat([token_rows, key_rows], 1)  # (I, N+M)
         rows = gather_tokens(
             hidden_states,
@@ -169,23 +169,34 @@ class BidirectionalTokenAttention(nn.Module):
         attended = bidirectional_attention(query[:, : token_rows.shape[1]], key, value, key_mask=present)
         return scatter_add_tokens(hidden_states, token_rows, self.out_proj(attended.flatten(-2)))
 
-    def _check_options(
-        self, hidden_states: Tensor, token_rows: Tensor, key_rows: Tensor | None, position_ids: Tensor | None
+    def _check(
+        self,
+        hidden_states: Tensor,
+        token_rows: Tensor,
+        key_rows: Tensor | None,
+        text_mask: Tensor | None,
+        image_sample: Tensor | None,
+        position_ids: Tensor | None,
     ) -> None:
-        """What this layer takes beyond the operators, which check the rest."""
-        if key_rows is None and position_ids is None:
-            return
+        """By the words that the caller knows: the operators get rows of both kinds in one table, and no mean guide."""
         arguments = Arguments("BidirectionalTokenAttention", query="hidden_states")
-        stream, tokens, keys, positions = signatures(hidden_states, token_rows, key_rows, position_ids)
-        batch, length = stream[0][:2]
+        given = signatures(hidden_states, token_rows, key_rows, text_mask, image_sample, position_ids)
+        stream = stream_of(arguments, given[0])
+        batch, length, _ = stream.shape
+        images, _ = token_rows_of(arguments, given[1], stream)
+        check_guide(arguments, given[3], given[4], stream, images)
         if key_rows is not None:
-            shape = arguments.index("key_rows", keys, arguments.tensor("hidden_states", stream)).shape
-            if len(shape) != 2 or shape[0] != tokens[0][0]:
-                raise arguments.error(f"key_rows has shape {shape}; it must be (I, M) with I = {tokens[0][0]}")
+            shape = arguments.index("key_rows", given[2], stream).shape
+            if len(shape) != 2 or shape[0] != images:
+                raise arguments.error(f"key_rows has shape {shape}; it must be (I, M) with I = {images}")
+            together = torch.cat([token_rows, key_rows], 1)
+            named = {"token_rows": token_rows, "key_rows": key_rows, "key_rows beside token_rows": together}
+            for name, rows in named.items():
+                check_token_rows(arguments.operator, rows, batch * length, name)
         if position_ids is not None:
             if self.rope_theta is None:
                 raise arguments.error("position_ids is given and rope_theta is None; nothing reads them")
-            shape = arguments.index("position_ids", positions, arguments.tensor("hidden_states", stream)).shape
+            shape = arguments.index("position_ids", given[5], stream).shape
             if len(shape) != 2 or shape[0] not in (1, batch) or shape[1] != length:
                 raise arguments.error(
                     f"position_ids has shape {shape}; it must be (B, T) = {(batch, length)} or {(1, length)}"

@@ -178,6 +178,12 @@ class Arguments:
         if value < least:
             raise self.error(f"{name} is {value}; it must be at least {least}")
 
+    def share(self, name: str, value: Any) -> None:
+        """A number from 0 to 1."""
+        self.number(name, value, optional=False)
+        if not 0 <= value <= 1:
+            raise self.error(f"{name} is {value}; it must be from 0 to 1")
+
     def device(self, name: str, value: Any) -> None:
         """Where something is to be made; asks torch, which alone knows what it can use."""
         if value is None or torch.compiler.is_compiling():

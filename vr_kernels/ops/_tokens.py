@@ -30,6 +30,21 @@ def token_rows_of(arguments: Arguments, value: Any, stream: Signature) -> tuple[
     return got.shape[0], got.shape[1]
 
 
+def check_guide(arguments: Arguments, text_mask: Any, image_sample: Any, stream: Signature, images: int) -> None:
+    """text_mask (B, T) and image_sample (I,), which may be absent where each image is a sample."""
+    batch, length = stream.shape[:2]
+    arguments.mask("text_mask", text_mask, stream, (batch, length))
+    if image_sample is not None:
+        sample = arguments.index("image_sample", image_sample, stream)
+        if sample.shape != (images,):
+            raise arguments.error(f"image_sample has shape {sample.shape}; it must be {(images,)}, a sample an image")
+    elif text_mask is not None and images != batch:
+        raise arguments.error(
+            f"token_rows has {images} images, hidden_states {batch} samples, and image_sample is None; "
+            "give the sample of each image"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenRequest(Request):
     """A call on a stream's rows, as its backends see it."""
@@ -42,17 +57,17 @@ def typical_request(device: str, dtype: torch.dtype) -> TokenRequest:
     return TokenRequest(device, dtype, width=896)
 
 
-def check_token_rows(operator: str, token_rows: Tensor, row_count: int) -> None:
+def check_token_rows(operator: str, token_rows: Tensor, row_count: int, name: str = "token_rows") -> None:
     """Refuse rows outside the stream, and rows named twice: their sums would depend on the order of the writes."""
     if not is_readable(token_rows) or token_rows.numel() == 0:
         return
     if index_fits(token_rows, -1, row_count, distinct=True):
         return
     allowed = f"-1 (padding) or a row of hidden_states in [0, {row_count})"
-    refuse_outside(operator, "token_rows", token_rows, -1, row_count, allowed)
+    refuse_outside(operator, name, token_rows, -1, row_count, allowed)
     uses = torch.bincount(token_rows.flatten() + 1)[1:]  # padding first, and dropped
     if uses.numel() > 0 and int(uses.max()) > 1:
-        raise ValueError(f"{operator}: token_rows names row {int(uses.argmax())} more than once; a row may stand once")
+        raise ValueError(f"{operator}: {name} names row {int(uses.argmax())} more than once; a row may stand once")
 
 
 def check_image_sample(operator: str, image_sample: Tensor | None, batch: int) -> None:

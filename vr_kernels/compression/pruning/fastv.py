@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vr_kernels.compression.pruning.ranking import budget, check_mask, keep_attended
+from vr_kernels.ops._arguments import Arguments
 
 __all__ = ["fastv"]
 
@@ -26,13 +27,15 @@ def fastv(
         the mean over heads. Of equal ones the first stay.
 
     Raises:
-        ValueError: shapes or devices that do not fit. TypeError: a mask that is not bool.
+        ValueError: shapes or devices that do not fit; a share that is not from 0 to 1. TypeError: a mask that is not
+            bool; a share that is no number.
 
     >>> import torch
     >>> vision = torch.tensor([[False] + 8 * [True] + [False]])
     >>> fastv(torch.randn(1, 1, 4, 8), torch.randn(1, 10, 2, 8), vision, 0.25).sum().item()
     4
     """
+    Arguments("fastv").share("keep_ratio", keep_ratio)
     check_mask("fastv", "vision", vision, key.shape[:2])
     counts = [budget(tokens, keep_ratio) for tokens in vision.sum(1).tolist()]
     return keep_attended(query, key, vision, counts, valid)

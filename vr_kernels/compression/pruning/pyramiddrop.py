@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vr_kernels.compression.pruning.ranking import budget, check_mask, keep_attended
+from vr_kernels.ops._arguments import Arguments
 
 __all__ = ["pyramiddrop"]
 
@@ -35,13 +36,15 @@ def pyramiddrop(
         over heads of its softmax over the whole row. Of equal ones the first stay.
 
     Raises:
-        ValueError: shapes, devices or numbers that do not fit. TypeError: a mask that is not bool.
+        ValueError: shapes, devices or numbers that do not fit; a share that is not from 0 to 1.
+        TypeError: a mask that is not bool; a share that is no number.
 
     >>> import torch
     >>> vision = torch.tensor([[False] + 4 * [True] + [False]])  # 4 of 8 are left
     >>> pyramiddrop(torch.randn(1, 1, 4, 8), torch.randn(1, 6, 2, 8), vision, 0.25, [8]).sum().item()
     4
     """
+    Arguments("pyramiddrop").share("keep_ratio", keep_ratio)
     check_mask("pyramiddrop", "vision", vision, key.shape[:2])
     if len(originals) != len(vision):
         raise ValueError(

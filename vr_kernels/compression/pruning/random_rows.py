@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.compression.pruning.ranking import budget, check_mask, keep_highest
+from vr_kernels.ops._arguments import Arguments
 
 __all__ = ["random_rows"]
 
@@ -24,11 +25,16 @@ def random_rows(vision: Tensor, keep_ratio: float = 0.5, *, seed: int = 0) -> Te
     Returns:
         (B, N) bool, True where vision is False too.
 
+    Raises:
+        ValueError: a mask that is no matrix; a share that is not from 0 to 1.
+        TypeError: a mask that is not bool; a share that is no number.
+
     >>> vision = torch.tensor([[False] + 8 * [True] + [False]])
     >>> kept = random_rows(vision, 0.5, seed=3)
     >>> kept.sum().item(), torch.equal(kept, random_rows(vision, 0.5, seed=3))
     (6, True)
     """
+    Arguments("random_rows").share("keep_ratio", keep_ratio)
     check_mask("random_rows", "vision", vision, vision.shape[:2])
     counts = vision.sum(1).tolist()
     scores = torch.zeros(vision.shape)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.ops import attention_importance
+from vr_kernels.ops._arguments import Arguments
 
 __all__ = ["attention_of_last_row", "attention_of_rows", "budget", "check_mask", "keep_attended", "keep_highest"]
 
@@ -15,9 +16,13 @@ __all__ = ["attention_of_last_row", "attention_of_rows", "budget", "check_mask",
 def budget(tokens: int, ratio: float) -> int:
     """How many of an image's tokens a share of them is: rounded down, as the public codes do.
 
+    Raises:
+        ValueError: a ratio that is not from 0 to 1. TypeError: one that is no number.
+
     >>> budget(576, 0.5), budget(7, 0.5), budget(7, 1.0)
     (288, 3, 7)
     """
+    Arguments("budget").share("ratio", ratio)
     return int(tokens * ratio)
 
 
@@ -92,11 +97,17 @@ def keep_highest(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> T
     Returns:
         (B, N) bool.
 
+    Raises:
+        ValueError: candidates of another shape; more or fewer counts than sequences. TypeError: candidates that are not
+            bool.
+
     >>> scores = torch.tensor([[0.9, 0.1, 0.5, 0.5, 0.0]])
     >>> keep_highest(scores, torch.tensor([[False, True, True, True, True]]), [1])
     tensor([[ True, False,  True, False, False]])
     """
     check_mask("keep_highest", "candidates", candidates, scores.shape)
+    if len(counts) != len(scores):
+        raise ValueError(f"keep_highest: counts has {len(counts)} numbers; it must have {len(scores)}, one a sequence")
     ranking = scores.masked_fill(scores.isnan(), -torch.inf).sort(dim=-1, descending=True, stable=True).indices
     ordered = candidates.gather(1, ranking)  # candidates first to last, others between them
     place = ordered.cumsum(1)  # of a candidate: 1 for the best

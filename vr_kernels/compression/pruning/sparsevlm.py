@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.compression.pruning.ranking import attention_of_rows, check_mask
+from vr_kernels.ops._arguments import Arguments
 from vr_kernels.ops.token_selection import select_dominant_tokens
 from vr_kernels.ops.token_selection.reference import cluster_means
 
@@ -28,6 +29,9 @@ def text_raters(embeddings: Tensor, vision: Tensor, valid: Tensor | None = None)
 
     Returns:
         (B, N) bool, at least one in each sequence that has a valid row. Not differentiable.
+
+    Raises:
+        ValueError: a mask of another shape. TypeError: one that is not bool.
 
     >>> embeddings = torch.eye(5)[[0, 1, 1, 1, 2]][None]  # the token behind the two vision tokens is like them
     >>> text_raters(embeddings, torch.tensor([[False, True, True, False, False]]))
@@ -63,14 +67,24 @@ def rate_by_text(queries: Sequence[Tensor], key: Tensor, raters: Tensor, valid: 
     Returns:
         (B, N) float32 (float64 for float64). No gradient.
 
+    Raises:
+        ValueError: a mask of another shape; more or fewer queries than sequences, or than a sequence has raters.
+        TypeError: a mask that is not bool.
+
     >>> raters = torch.tensor([[False, False, True, True]])
     >>> rate_by_text([torch.randn(2, 4, 8)], torch.randn(1, 4, 2, 8), raters).shape
     torch.Size([1, 4])
     """
     check_mask("rate_by_text", "raters", raters, key.shape[:2])
+    if len(queries) != len(raters):
+        raise ValueError(
+            f"rate_by_text: queries has {len(queries)} tensors; it must have {len(raters)}, one a sequence"
+        )
     scores = []
     for b, query in enumerate(queries):
         rows = raters[b].nonzero()[:, 0]
+        if len(query) != len(rows):
+            raise ValueError(f"rate_by_text: queries[{b}] has {len(query)} rows; it must have {len(rows)}, one a rater")
         scores.append(attention_of_rows(query, key[b], rows, None if valid is None else valid[b]))
     return torch.stack(scores)
 
@@ -90,9 +104,20 @@ def recycle(dropped: Tensor, scores: Tensor, *, share: float = 0.3, tokens_a_clu
     Returns:
         (c, D); c is 0 where n is. Differentiable in dropped; which tokens are merged has no gradient.
 
+    Raises:
+        ValueError: more or fewer scores than tokens; a share that is not from 0 to 1; tokens_a_cluster below 1.
+        TypeError: one of the last two of another type.
+
     >>> recycle(torch.randn(276, 8), torch.rand(276)).shape  # 83 of them
     torch.Size([9, 8])
     """
+    arguments = Arguments("recycle")
+    arguments.share("share", share)
+    arguments.integer("tokens_a_cluster", tokens_a_cluster, 1)
+    if scores.shape != dropped.shape[:1]:
+        raise arguments.error(
+            f"scores has shape {tuple(scores.shape)}; it must be {tuple(dropped.shape[:1])}, one a token"
+        )
     if share == 0 or len(dropped) == 0:
         return dropped[:0]
     best = select_dominant_tokens(scores[None], min(int(len(dropped) * share) + 1, len(dropped)))[0]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vr_kernels.ops._arguments import Arguments, signatures
 from vr_kernels.ops.token_selection import remaining_tokens, select_dominant_tokens, take_tokens
 
 __all__ = ["diverse_tokens", "vispruner"]
@@ -27,14 +28,26 @@ def vispruner(
         (B, count) int64, ascending: raster order. Not differentiable.
 
     Raises:
-        ValueError: a count that is not from 0 to P.
+        ValueError: shapes that do not fit; a count not from 0 to P; a share not from 0 to 1; a step below 1.
+        TypeError: an argument of another type.
 
     >>> vispruner(torch.rand(2, 576), torch.randn(2, 576, 16), 64).shape
     torch.Size([2, 64])
     """
-    patches = scores.shape[1]
-    if not 0 <= count <= patches:
-        raise ValueError(f"vispruner: count is {count}; it must be from 0 to {patches}, the patches of an image")
+    arguments = Arguments("vispruner")
+    given = signatures(scores, features)
+    of_scores, of_features = arguments.tensor("scores", given[0]), arguments.tensor("features", given[1])
+    arguments.rank("scores", of_scores, {2: "(B, P)"})
+    patches = of_scores.shape[1]
+    if of_features.shape[:-1] != of_scores.shape:
+        raise arguments.error(
+            f"features has shape {of_features.shape}; it must be (B, P, D), scores has {of_scores.shape}"
+        )
+    arguments.integer("count", count, 0)
+    if count > patches:
+        raise arguments.error(f"count is {count}; it must be from 0 to {patches}, the patches of an image")
+    arguments.share("important_ratio", important_ratio)
+    arguments.integer("step", step, 1)
     important = select_dominant_tokens(scores, int(count * important_ratio))
     rest = remaining_tokens(important, patches)  # (B, R)
     by_score = take_tokens(scores.detach(), rest).sort(dim=1, descending=True, stable=True).indices
@@ -58,10 +71,18 @@ def diverse_tokens(features: Tensor, candidates: Tensor, count: int, *, step: in
     Returns:
         (B, count) int64, in no order.
 
+    Raises:
+        ValueError: a count that is not from 0 to R; a step below 1. TypeError: one of them that is no int.
+
     >>> features = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]])
     >>> diverse_tokens(features, torch.tensor([[0, 2, 1]]), 2, step=1)
     tensor([[1, 2]])
     """
+    arguments = Arguments("diverse_tokens")
+    arguments.integer("count", count, 0)
+    arguments.integer("step", step, 1)
+    if count > candidates.shape[1]:
+        raise arguments.error(f"count is {count}; it must be from 0 to {candidates.shape[1]}, the candidates there are")
     unit = F.normalize(features.detach().to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
     likeness = unit @ unit.mT  # (B, P, P)
     image = torch.arange(len(features), device=features.device)[:, None, None]

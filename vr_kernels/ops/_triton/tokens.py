@@ -197,10 +197,11 @@ def add_guide(
     i_channel = i_program % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
     m_channel = i_channel < WIDTH
     b_sum = tl.zeros((BLOCK_D,), tl.float32)
-    for i_image in range(images):
-        i_own = tl.zeros_like(i_sample) + i_image
+    for i in range(images):
+        i_image = tl.zeros_like(i_sample) + i
+        i_own = i_image
         if p_sample is not None:
-            i_own = tl.load(p_sample + i_image)
+            i_own = tl.load(p_sample + i_image).to(tl.int64)
         m_own = m_channel & (i_own == i_sample)
         b_sum += tl.load(p_grad_guide + i_image * WIDTH + i_channel, mask=m_own, other=0.0)
     i_text = tl.load(p_text_row + i_sample * WIDTH + i_channel, mask=m_channel, other=-1)

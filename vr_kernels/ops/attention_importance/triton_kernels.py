@@ -23,7 +23,7 @@ def _present(p_mask, i_sequence, i_token, i_end, tokens):
 @triton.jit
 def _rows(i_kv, i_first, rows, GROUPS: tl.constexpr, BLOCK_M: tl.constexpr):
     """Rows of a kv head from i_first on: their query head, number there, place in the weights, existence."""
-    i_m = i_first + tl.arange(0, BLOCK_M)
+    i_m = i_first + tl.arange(0, BLOCK_M).to(tl.int64)  # what follows from it is multiplied by numbers of tokens
     m_row = i_m < GROUPS * rows
     return i_kv * GROUPS + i_m // rows, i_m % rows, i_kv * GROUPS * rows + i_m, m_row
 

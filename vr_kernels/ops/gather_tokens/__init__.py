@@ -12,6 +12,7 @@ from vr_kernels.ops._dispatch import Backend, Operator, experimental, register
 from vr_kernels.ops._registration import wrapped
 from vr_kernels.ops._tokens import (
     TokenRequest,
+    check_guide,
     check_image_sample,
     check_token_rows,
     stream_of,
@@ -94,20 +95,11 @@ def _check(given: tuple[Any, ...], subclass: str | None) -> TokenRequest:
     hidden_states, token_rows, norm_weight, text_mask, image_sample = given
     arguments = Arguments("gather_tokens", query="hidden_states")
     stream = stream_of(arguments, hidden_states)
-    batch, length, width = stream.shape
+    width = stream.shape[2]
     images, _ = token_rows_of(arguments, token_rows, stream)
     arguments.auxiliary("norm_weight", norm_weight, stream, [(width,)])
-    arguments.mask("text_mask", text_mask, stream, (batch, length))
-    if image_sample is not None:
-        sample = arguments.index("image_sample", image_sample, stream)
-        if sample.shape != (images,):
-            raise arguments.error(f"image_sample has shape {sample.shape}; it must be {(images,)}, a sample an image")
-    elif text_mask is not None and images != batch:
-        raise arguments.error(
-            f"token_rows has {images} images, hidden_states {batch} samples, and image_sample is None; "
-            "give the sample of each image"
-        )
-    return TokenRequest(stream.device.type, stream.dtype, subclass, width=stream.shape[2])
+    check_guide(arguments, text_mask, image_sample, stream, images)
+    return TokenRequest(stream.device.type, stream.dtype, subclass, width=width)
 
 
 @remember

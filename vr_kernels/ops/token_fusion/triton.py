@@ -53,7 +53,7 @@ class TritonPatches:
             patch_linear_forward[(programs,)](
                 tuple(Level(level, *level.stride()) for level in features),
                 weight.contiguous(),
-                bias,
+                None if bias is None else bias.contiguous(),
                 out,
                 patches.count,
                 patches.down,
