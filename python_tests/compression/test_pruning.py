@@ -246,7 +246,7 @@ MISFITS: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         r"fastv: keep_ratio is 2\.0; it must be from 0 to 1",
     ),
-    (lambda: fastv(STATES[:, :1], STATES, FLAGS, torch.nan), ValueError, "fastv: keep_ratio is nan; it must be from"),
+    (lambda: fastv(STATES[:, :1], STATES, FLAGS, torch.nan), ValueError, "fastv: keep_ratio is nan; it must be finite"),
     (
         lambda: pyramiddrop(STATES[:, :1], STATES, FLAGS, -1, [5, 5]),
         ValueError,

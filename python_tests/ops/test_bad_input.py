@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,8 @@ ATTENTION_VALUES: Refusals = {
     "key has width 8, query has 3 windows along it; the grid form needs a whole number of rows a window":
         lambda c: {"key": c["key"][:, :, :8]},
     "key is an empty sequence; it must hold at least one level": lambda c: {"key": []},
-    "key[1] has width 0": lambda c: {"key": [ones(2, 4, 9, 8), ones(2, 4, 9, 0)]},
+    "key[1] has shape (2, 4, 9, 0); its width, the last size, must be at least 1":
+        lambda c: {"key": [ones(2, 4, 9, 8), ones(2, 4, 9, 0)]},
     "key[1] has grid (2, 2, 9), key[0] has (2, 4, 9); all levels must share one grid":
         lambda c: {"key": [ones(2, 4, 9, 3), ones(2, 2, 9, 5)]},
     "value has shape (2, 4, 9, 2, 8); it must be (2, 4, 9, 1) and a width":
@@ -85,11 +87,16 @@ ATTENTION_TYPES: Refusals = {
 }  # fmt: skip
 CROSS_VALUES: Refusals = {
     "query has shape (2, 3, 32); it must be (N, E) or (B, n_h, n_w, E)": lambda c: {"query": c["query"][0]},
-    "num_heads is 5, query has width 32; it must be a positive divisor of it": lambda c: {"num_heads": 5},
-    "num_heads is 0, query has width 32; it must be a positive divisor of it": lambda c: {"num_heads": 0},
-    "num_heads is 4.0, query has width 32; it must be a positive divisor of it": lambda c: {"num_heads": 4.0},
+    "num_heads is 5, query has width 32; it must be an int, a positive divisor of it": lambda c: {"num_heads": 5},
+    "num_heads is 0, query has width 32; it must be an int, a positive divisor of it": lambda c: {"num_heads": 0},
+    "num_heads is 4.0, query has width 32; it must be an int, a positive divisor": lambda c: {"num_heads": 4.0},
+    "num_heads is '4', query has width 32; it must be an int, a positive divisor": lambda c: {"num_heads": "4"},
+    "norm_eps is -1.0; it must be at least 0": lambda c: {"norm_weight": ones(48), "norm_eps": -1.0},
+    "norm_eps is nan; it must be finite": lambda c: {"norm_weight": ones(48), "norm_eps": math.nan},
+    "scale is inf; it must be finite": lambda c: {"scale": math.inf},
     "features is an empty sequence; it must hold at least one level": lambda c: {"features": []},
-    "features[1] has width 0": level(1, lambda x: x[..., :0]),
+    "features[1] has shape (2, 4, 9, 0); its width, the last size, must be at least 1":
+        level(1, lambda x: x[..., :0]),
     "features[1] has grid (2, 2, 9), features[0] has (2, 4, 9); all levels must share one grid":
         level(1, lambda x: x[:, :2]),
     "features[0] is on meta, query is on cpu; all tensors must share one device": level(0, lambda x: x.to("meta")),

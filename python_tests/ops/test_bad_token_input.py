@@ -51,6 +51,7 @@ GATHER: Refusals = {
     "norm_weight is torch.float16; it must be torch.float32 (the hidden_states's) or torch.float32":
         lambda c: {"norm_weight": ones(7).half()},
     "norm_eps is 'small'; it must be a number": lambda c: {"norm_eps": "small"},
+    "norm_eps is -100; it must be at least 0": lambda c: {"norm_eps": -100},
     "image_sample has shape (2,); it must be (3,), a sample an image":
         lambda c: {"image_sample": torch.zeros(2, dtype=torch.int64)},
     "image_sample is torch.bool; it must be int32 or int64":

@@ -15,7 +15,8 @@ Refusals = dict[str, Callable[[Call], Call]]
 VALUES: Refusals = {
     "features is an empty sequence; it must hold at least one level": lambda c: {"features": []},
     "features has shape (2, 4, 6); it must be (B, H, W, D) a level": lambda c: {"features": c["features"][0][..., 0]},
-    "features[1] has width 0": lambda c: {"features": [c["features"][0], c["features"][1][..., :0]]},
+    "features[1] has shape (2, 4, 6, 0); its width":
+        lambda c: {"features": [c["features"][0], c["features"][1][..., :0]]},
     "features[1] has grid (2, 2, 6), features[0] has (2, 4, 6); all levels must share one grid":
         lambda c: {"features": [c["features"][0], c["features"][1][:, :2]]},
     "features have height 3; it must be a positive multiple of 2, k":

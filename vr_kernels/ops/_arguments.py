@@ -7,6 +7,7 @@ they run the same way on fake tensors.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -164,13 +165,19 @@ class Arguments:
                 f"key has {kv_heads} heads, {self.query} has {heads}; the key's must divide the {self.query}'s"
             )
 
-    def number(self, name: str, value: Any, *, optional: bool = True) -> None:
+    def number(self, name: str, value: Any, *, optional: bool = True, least: float = -math.inf) -> None:
         if optional and value is None:
             return
         if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
             raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a number" + " or None" * optional)
         if isinstance(value, int) and abs(value) > sys.float_info.max:
             raise self.error(f"{name} is an integer of {value.bit_length()} bits; it must be one that a float can hold")
+        if isinstance(value, torch.SymFloat):
+            return
+        if not math.isfinite(value):
+            raise self.error(f"{name} is {value}; it must be finite")
+        if value < least:
+            raise self.error(f"{name} is {value}; it must be at least {least}")
 
     def integer(self, name: str, value: Any, least: int) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
@@ -181,7 +188,7 @@ class Arguments:
     def share(self, name: str, value: Any) -> None:
         """A number from 0 to 1."""
         self.number(name, value, optional=False)
-        if not 0 <= value <= 1:
+        if value < 0 or value > 1:
             raise self.error(f"{name} is {value}; it must be from 0 to 1")
 
     def device(self, name: str, value: Any) -> None:
@@ -223,7 +230,7 @@ class Arguments:
         for i, level in enumerate(levels):
             if not level.shape or level.shape[-1] == 0:
                 level_name = name if len(values) == 1 else f"{name}[{i}]"
-                raise self.error(f"{level_name} has width 0; it must be at least 1")
+                raise self.error(f"{level_name} has shape {level.shape}; its width, the last size, must be at least 1")
         return levels
 
 

@@ -106,7 +106,7 @@ def _check(given: tuple[Any, ...], subclass: str | None) -> TokenRequest:
 def _plan(given: tuple[Any, ...], subclass: str | None, norm_eps: float, backend: str | None) -> str:
     request = _check(given, subclass)
     arguments = Arguments("gather_tokens")
-    arguments.number("norm_eps", norm_eps, optional=False)
+    arguments.number("norm_eps", norm_eps, optional=False, least=0)
     return OPERATOR.select(request, backend)
 
 

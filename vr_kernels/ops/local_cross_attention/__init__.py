@@ -175,7 +175,9 @@ def _check(
     arguments.rank("features", levels[0], {rank: "(B, H, W, D) a level" if rank == 4 else "(M, D) a level"})
     width, channels = q.shape[-1], sum(level.shape[-1] for level in levels)
     if type(num_heads) is not int or num_heads < 1 or width == 0 or width % num_heads != 0:
-        raise arguments.error(f"num_heads is {num_heads}, query has width {width}; it must be a positive divisor of it")
+        raise arguments.error(
+            f"num_heads is {num_heads!r}, query has width {width}; it must be an int, a positive divisor of it"
+        )
     for name, weight in (("key_weight", key_weight), ("value_weight", value_weight)):
         got = arguments.companion(name, weight, q)
         if got.shape != (width, channels):
@@ -218,7 +220,7 @@ def _plan(
     request = _check(given, subclass, num_heads, norm_groups, saliency_on)
     arguments = Arguments("local_cross_attention")
     arguments.number("scale", scale)
-    arguments.number("norm_eps", norm_eps, optional=False)
+    arguments.number("norm_eps", norm_eps, optional=False, least=0)
     arguments.flag("return_attention", return_attention)
     head_dim = given[0][0][-1] // num_heads
     return request, OPERATOR.select(request, backend), 1 / math.sqrt(head_dim) if scale is None else scale
