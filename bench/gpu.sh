@@ -87,7 +87,7 @@ tests() {
   local options=()
   has xdist && options+=(-n "$(nproc)")
   has pytest_timeout && options+=(--timeout 100)
-  OMP_NUM_THREADS=1 "$PYTHON" -m pytest python_tests/gpu -k "$1" "${options[@]}" -q -p no:cacheprovider \
+  OMP_NUM_THREADS=1 "$PYTHON" -m pytest python_tests/gpu -k "$1" "${options[@]}" -q -rs -p no:cacheprovider \
     -o minversion=0 -o filterwarnings=default
 }
 
