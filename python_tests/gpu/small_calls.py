@@ -11,7 +11,6 @@ from python_tests._errors import evaluate, random_cotangents
 from python_tests._operators import SUBJECTS, Draw, Subject
 from python_tests.gpu._gpu import KERNELS, draws, moved, refusal
 
-
 # More heads than a tile has, and a gradient that needs no product behind the scores: tiles follow without a pause.
 ALONE: dict[str, tuple[Draw, list[str]]] = {
     "local_attention": ({"heads": 18, "kv_heads": 1}, ["key"]),
