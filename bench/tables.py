@@ -64,7 +64,6 @@ def _of_record(record: Record) -> list[str]:
     environment, stock = record["environment"], record["yardstick"]
     others = list(dict.fromkeys(row["name"] for c in record["cases"] for row in c["rows"] if row["name"] != "ours"))
     header = ["shape", "ours, ms", *[f"{name} / ours" for name in others], "of floor", "MB, ours", f"MB, {stock}"]
-    what = {row["name"]: row["what"] for case in record["cases"] for row in case["rows"]}
     return [
         f"## {record['operator']}: {_kind(record)}\n",
         f"{_device(record)[1]}, torch {environment['versions']['torch']}, {record['date'][:10]}\n",
@@ -72,7 +71,7 @@ def _of_record(record: Record) -> list[str]:
         *table(header, [_of_case(case, others, stock) for case in record["cases"]]),
         "",
         *[line for case in record["cases"] for line in _details(case)],
-        *[f"* `{name}`: {words}" for name, words in what.items()],
+        *_contenders(record["cases"]),
         *[f"* {case['case']['name']}: {remark}" for case in record["cases"] for remark in _remarks(case)],
         "",
     ]
@@ -80,11 +79,31 @@ def _of_record(record: Record) -> list[str]:
 
 def _of_case(case: Record, others: list[str], stock: str) -> list[str]:
     rows = {row["name"]: row for row in case["rows"]}
-    ratios = [spread(rows[name]["ratio"]) if name in rows else "" for name in others]
+    shown = rows.keys() - {_itself(case)}
+    ratios = [spread(rows[name]["ratio"]) if name in shown else "" for name in others]
     peaks = [rows.get(name, {}).get("memory") for name in ("ours", stock)]
     megabytes = ["" if peak is None else f"{peak / 1e6:.0f}" for peak in peaks]
     time, of_floor = figure(rows["ours"]["seconds"]["median"] * 1e3), f"{rows['ours']['of_floor']:.0%}"
     return [case["case"]["name"], time, *ratios, of_floor, *megabytes]
+
+
+def _contenders(cases: list[Record]) -> list[str]:
+    """What each is: in one line, or where that depends on the shape, in one for the shapes of each."""
+    shapes: dict[str, dict[str, list[str]]] = {}  # of each contender, by what it is
+    for case in cases:
+        for row in case["rows"]:
+            shapes.setdefault(row["name"], {}).setdefault(row["what"], []).append(case["case"]["name"])
+    return [
+        f"* `{name}`{'' if len(found) == 1 else ' at ' + ', '.join(where)}: {words}"
+        for name, found in shapes.items()
+        for words, where in found.items()
+    ]
+
+
+def _itself(case: Record) -> str | None:
+    """The contender that ours is: the backend that it got is measured once more, by name."""
+    what = {row["name"]: row["what"] for row in case["rows"]}
+    return next((name for name in what if what["ours"] == f"vr_kernels, backend {name}"), None)
 
 
 def _details(case: Record) -> list[str]:
@@ -97,8 +116,15 @@ def _details(case: Record) -> list[str]:
 
 
 def _remarks(case: Record) -> list[str]:
-    """Where ours loses, and what was not measured."""
-    return case["losses"] + [f"`{name}` not measured: {reason}" for name, reason in case["absent"].items()]
+    """Where ours loses, what was measured twice, and what was not measured."""
+    itself = _itself(case)
+    losses = [line for line in case["losses"] if not line.startswith(f"Ours loses to {itself} ")]
+    twice = [
+        f"`{name}` is what ours is here: measured twice, one takes {spread(row['ratio'])} times the other's time."
+        for row in case["rows"]
+        if (name := row["name"]) == itself
+    ]
+    return losses + twice + [f"`{name}` not measured: {reason}" for name, reason in case["absent"].items()]
 
 
 def _ratio(case: Record, name: str) -> str:
@@ -108,9 +134,8 @@ def _ratio(case: Record, name: str) -> str:
 
 def _closest(record: Record, case: Record) -> str:
     """The fastest of the others, beside stock."""
-    others = [
-        row for row in case["rows"] if row["name"] not in ("ours", record["yardstick"]) and row.get("rival", True)
-    ]
+    no_other = ("ours", record["yardstick"], _itself(case))
+    others = [row for row in case["rows"] if row["name"] not in no_other and row.get("rival", True)]
     if not others:
         return ""
     best = min(others, key=lambda row: row["ratio"]["median"])
