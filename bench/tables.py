@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,14 @@ Record = dict[str, Any]
 
 
 def records() -> Iterator[Record]:
-    """In the order of their files' names: by operator, device, dtype and direction."""
+    """In the order of their files' names: by operator, device, dtype and direction.
+
+    A command names the file that it is in now: some were called otherwise when they were written.
+    """
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
         if record["measured"]:
+            record["command"] = re.sub(r"(?<= --json )\S+", f"bench/results/{path.name}", record["command"])
             yield record
 
 
