@@ -62,3 +62,21 @@ def test_the_page_of_attention_received_says_where_cpu_lost_as_it_was_recorded()
         assert f"{rows['blocked']['ratio']['median']:.2f} of `cpu`'s time in {dtype}" in page
         assert f"{record['environment']['CPU']['model']}, {record['date'][:10]}" in page
     assert re.search(r"`bench/results/earlier`", page)
+
+
+def test_what_was_not_measured_is_what_no_record_has() -> None:
+    """A record of what the README lists as not measured must be followed by a shorter list."""
+    found = {(record["operator"], case["case"]["dtype"], case["case"]["backward"])
+             for record in bench_script("tables").records() for case in record["cases"]
+             if case["case"]["device"] == "cpu"}  # fmt: skip
+    operators, dtypes = {operator for operator, _, _ in found}, {dtype for _, dtype, _ in found}
+    assert dtypes == {"float32", "bfloat16"}
+    assert not operators & {"local_attention", "text_guide_token", "gather_tokens", "scatter_add_tokens"}
+    assert ("deformable_attention", "bfloat16", False) not in found
+    readme = " ".join(PAGES["README.md"].split())
+    unmeasured = readme.partition("Not measured: anything on a GPU;")[2]
+    for words in (
+        "`local_attention`, float16, `deformable_attention` in bfloat16",
+        "any backward but those in the table",
+    ):
+        assert words in unmeasured
