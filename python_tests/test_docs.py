@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench/README.md", *ROOT.glob("docs/**/*.md")]
+    for path in [
+        *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "bench/README.md", "examples/README.md")),
+        *ROOT.glob("docs/**/*.md"),
+    ]
 }
 INCLUDED = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
 
@@ -126,6 +129,23 @@ def test_every_module_and_script_that_python_is_to_run_exists() -> None:
             assert importlib.util.find_spec(name.removeprefix("-m ")) is not None, name
         else:
             assert (ROOT / name).is_file(), name
+
+
+def test_every_extra_is_named_where_it_is_explained() -> None:
+    (listed,) = re.findall(
+        r"^\[project\.optional-dependencies\]\n(.*?)\n\n", (ROOT / "pyproject.toml").read_text(), re.M | re.S
+    )
+    extras = {line.partition(" = ")[0] for line in listed.splitlines()}
+    assert "examples" in extras
+    named = set(re.findall(r"`([\w-]+)`", PAGES["docs/install.md"]))
+    assert extras - named == set()
+    typed = {
+        extra
+        for _, line in typed_lines()
+        for found in re.findall(r"\.\[([\w,]+)\]", line)
+        for extra in found.split(",")
+    }
+    assert typed <= extras
 
 
 def test_every_included_file_exists() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,22 @@ PROMISES = {
 
 def test_every_example_is_tested() -> None:
     assert sorted(path.stem for path in EXAMPLES.glob("[!_]*.py")) == sorted(PROMISES)
+
+
+# What an example imports -> the extra that brings it, of which `examples` has all.
+BROUGHT = {"transformers": "models", "PIL": "models", "tokenizers": "models", "skimage": "examples"}
+
+
+def test_the_page_has_every_example_with_its_command_and_its_extra() -> None:
+    page = (EXAMPLES / "README.md").read_text()
+    needed = dict(re.findall(r"^\| `(\w+)\.py` \| .* \| (.*) \|$", page, re.MULTILINE))
+    assert set(needed) == set(PROMISES)
+    for name in PROMISES:
+        assert f"\n    python examples/{name}.py\n" in page
+        imported = re.findall(r"^(?:from|import) (\w+)", (EXAMPLES / f"{name}.py").read_text(), re.MULTILINE)
+        foreign = set(imported) - {*sys.stdlib_module_names, "torch", "vr_kernels"}
+        brought = {BROUGHT[module] for module in foreign}
+        assert needed[name] == ("`examples`" if "examples" in brought else "`models`" if brought else "torch alone")
 
 
 @pytest.mark.parametrize("name", PROMISES)
