@@ -34,8 +34,8 @@ test-interpreter: export TRITON_INTERPRET := 1
 test-interpreter test-gpu: test-%: $(VENV)/.with-test
 	$(PYTEST) python_tests/$*
 
-# Two versions of Triton compile the kernels: the newest that the package supports for all architectures, the oldest for
-# the one and the dtype it is mostly used with, sm_90 and bfloat16.
+# Two versions of Triton compile the kernels: the newest that the package supports for sm_80, sm_90 and sm_100, the oldest
+# for the one and the dtype it is mostly used with, sm_90 and bfloat16.
 OLDEST_TRITON := $(CURDIR)/build/triton-3.6.0
 test-aot: $(VENV)/.with-test $(OLDEST_TRITON)
 	$(PYTEST) python_tests/aot
