@@ -213,7 +213,7 @@ def test_it_is_built_where_and_as_asked() -> None:
         ({"num_heads": 0}, "num_heads is 0; it must be at least 1"),
         ({"num_heads": 5}, "num_heads is 5, hidden_size is 12; give head_dim"),
         ({"head_dim": 0}, "head_dim is 0; it must be at least 1"),
-        ({"rope_theta": 0.0}, "rope_theta is 0.0; it must be positive, or None"),
+        ({"rope_theta": 0.0}, "rope_theta is 0.0; it must be a positive number or None"),
         ({"rope_theta": 1e4, "head_dim": 5}, "head_dim is 5; it must be even where rope_theta is given"),
         ({"norm": "batch"}, 'norm is \'batch\'; it must be "rms", "layer" or None'),
     ],

@@ -1,4 +1,4 @@
-"""What a module is given by mistake: a sentence that names it, in place of torch's words about a product inside."""
+"""What a module is given or built of by mistake: a sentence that names it, in place of torch's or Python's words."""
 
 from __future__ import annotations
 
@@ -9,16 +9,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vr_kernels.compression.projectors import MLPProjector
+from vr_kernels.compression.projectors import (
+    DeformableProjector,
+    MLPProjector,
+    PerceiverProjector,
+    PixelShuffleProjector,
+    STFProjector,
+    TokenPackerProjector,
+)
 from vr_kernels.nn import (
     BidirectionalTokenAttention,
+    DeepStack,
     DeformableCrossAttention,
     GlobalCrossAttention,
     LocalCrossAttention,
     MultiBlockTokenFusion,
+    SpatialTokenFusion,
+    SpatialVisionAggregator,
+    TokenAvgPool,
+    TokenConcat,
     VisionRemember,
     VisionRememberConfig,
     VisionTokenMap,
+    fusion_levels,
 )
 
 CROSS = [LocalCrossAttention, GlobalCrossAttention, DeformableCrossAttention]
@@ -119,3 +132,81 @@ def test_levels_that_are_no_tensors_are_named(reader: str, words: str, levels: A
     with pytest.raises(TypeError) as caught:
         READERS[reader](levels)
     assert str(caught.value) == f"{reader}: {words}; it must be a torch.Tensor"
+
+
+# A callable, what builds it, and which of those are sizes.
+BUILDS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
+    *((kind, {"query_dim": 12, "feature_dims": 6, "num_heads": 3}, "head_dim out_dim") for kind in CROSS),
+    (DeformableCrossAttention, {"query_dim": 12, "feature_dims": 6, "num_heads": 3}, "num_points"),
+    (BidirectionalTokenAttention, {"hidden_size": 12, "num_heads": 3}, "head_dim"),
+    (DeepStack, {"hidden_size": 12, "feature_dims": 6}, ""),
+    (SpatialVisionAggregator, {"hidden_size": 12, "feature_dims": 6}, "hidden_dim num_heads"),
+    (MultiBlockTokenFusion, {"level_dims": 6}, "hidden_dim out_dim"),
+    (SpatialTokenFusion, {"in_dim": 6, "out_dim": 6}, "kernel_size tokens hidden_dim"),
+    (TokenAvgPool, {}, "kernel_size"),
+    (TokenConcat, {}, "kernel_size"),
+    (fusion_levels, {"depth": 24, "count": 8}, ""),
+    (MLPProjector, {"feature_dims": 6, "hidden_size": 12}, ""),
+    (PerceiverProjector, {"feature_dims": 6, "hidden_size": 12}, "num_heads"),
+    (TokenPackerProjector, {"feature_dims": 6, "hidden_size": 12}, "embed_dim num_heads"),
+]
+SIZES = [(make, good, name) for make, good, further in BUILDS for name in [*good, *further.split()]]
+NAMED = [f"{make.__name__}: {name}" for make, _, name in SIZES]
+
+
+@pytest.mark.parametrize("size", ["6", 6.0, True, [6, None], 0], ids=repr)
+@pytest.mark.parametrize(("make", "good", "name"), SIZES, ids=NAMED)
+def test_a_size_that_is_none_is_named_when_built(
+    make: Callable[..., Any], good: dict[str, Any], name: str, size: Any
+) -> None:
+    widths = name in ("feature_dims", "level_dims")
+    words, error = "it must be an int or a sequence of one int a level" if widths else "it must be an int", TypeError
+    if size == 0:
+        words, error = "it must hold one positive width a level" if widths else "it must be at least 1", ValueError
+    got = (0,) if widths and size == 0 else size
+    with pytest.raises(error) as caught:
+        make(**(good | {name: size}))
+    assert str(caught.value) == f"{make.__name__}: {name} is {got!r}; {words}"
+
+
+@pytest.mark.parametrize("level", ["0", 1.0, True, None], ids=repr)
+def test_a_level_that_is_no_number_is_named(level: Any) -> None:
+    with pytest.raises(ValueError, match=f"^DeepStack: level is {level!r}; it must be in "):
+        DeepStack(12, (6, 10), level=level)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DeformableProjector(6, 12, num_heads="2"), "^DeformableCrossAttention: num_heads is '2'; it must be"),
+        (lambda: STFProjector(6, 12, tokens=1.0), "^SpatialTokenFusion: tokens is 1.0; it must be an int"),
+    ],
+)
+def test_a_projector_s_module_names_the_size_that_it_is_given(make: Callable[[], Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("number", ["x", None, True, 0, -1.0, float("inf"), float("nan"), 10**400], ids=repr)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (BidirectionalTokenAttention, "norm_eps"),
+        (BidirectionalTokenAttention, "rope_theta"),
+        (PixelShuffleProjector, "norm_eps"),
+    ],
+)
+def test_an_epsilon_or_a_base_that_is_no_positive_number_is_named(
+    kind: Callable[..., Any], name: str, number: Any
+) -> None:
+    if (name, number) == ("rope_theta", None):
+        return  # no positions
+    with pytest.raises(ValueError, match=f"^{kind.__name__}: {name} is {number!r}; it must be a positive number"):
+        kind(12, 3, **{name: number})
+
+
+@pytest.mark.parametrize("kind", [TokenAvgPool, TokenConcat])
+@pytest.mark.parametrize(("features", "got"), [(None, "None"), (LEVELS[0].numpy(), "a ndarray")], ids=["None", "numpy"])
+def test_a_grid_that_is_no_tensor_is_named(kind: Callable[[], nn.Module], features: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=f": features is {got}; it must be a torch.Tensor"):
+        kind()(features)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.nn._linear import check_input
-from vr_kernels.nn._sizes import check_positive, head_width, levels_of
+from vr_kernels.nn._sizes import check_positive, head_width, level_widths, levels_of
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 from vr_kernels.ops._registration import cast_for_autocast, stand_in
 
@@ -31,11 +31,9 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
         out_dim = query_dim if out_dim is None else out_dim
         check_positive(name, query_dim=query_dim, num_heads=num_heads, out_dim=out_dim)
-        if not dims or min(dims) < 1:
-            raise ValueError(f"{name}: feature_dims is {dims}; it must hold one positive width a level")
+        dims = level_widths(name, "feature_dims", feature_dims)
         head_dim = head_width(name, "query_dim", query_dim, num_heads, head_dim)
         if feature_norm not in ("none", "all", "level"):
             raise ValueError(f'{name}: feature_norm is {feature_norm!r}; it must be "none", "all" or "level"')

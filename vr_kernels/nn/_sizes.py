@@ -1,17 +1,47 @@
-"""The sizes that modules are built with and the widths of what they are given: checks that several of them share."""
+"""What modules are built with and the widths of what they are given: checks that several of them share."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from vr_kernels.ops._arguments import Arguments
 
-def check_positive(operation: str, **sizes: int) -> None:
+
+def check_positive(operation: str, **sizes: Any) -> None:
+    """Refuse what is no int, or none of at least 1."""
+    arguments = Arguments(operation)
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{operation}: {name} is {size}; it must be at least 1")
+        arguments.integer(name, size, 1)
+
+
+def is_positive_number(value: object) -> bool:
+    """Whether it is a number above zero that a float can hold: what an epsilon or a base of positions may be."""
+    # Compared, since math.isfinite fails at an integer that no float can hold.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+def check_positive_number(operation: str, name: str, value: Any, *, optional: bool = False) -> None:
+    if not (is_positive_number(value) or (optional and value is None)):
+        raise ValueError(f"{operation}: {name} is {value!r}; it must be a positive number" + " or None" * optional)
+
+
+def level_widths(operation: str, name: str, value: Any) -> tuple[int, ...]:
+    """One positive width a level; an int alone is one level."""
+    given = (value,) if isinstance(value, int) else value
+    if (
+        not isinstance(given, Sequence)
+        or isinstance(given, (str, bytes))
+        or any(isinstance(width, bool) or not isinstance(width, int) for width in given)
+    ):
+        raise TypeError(f"{operation}: {name} is {value!r}; it must be an int or a sequence of one int a level")
+    widths = tuple(given)
+    if not widths or min(widths) < 1:
+        raise ValueError(f"{operation}: {name} is {widths}; it must hold one positive width a level")
+    return widths
 
 
 def head_width(operation: str, width_name: str, width: int, num_heads: int, head_dim: int | None) -> int:

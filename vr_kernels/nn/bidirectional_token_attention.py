@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vr_kernels.nn._linear import check_input
 from vr_kernels.nn._rotary import rotate
-from vr_kernels.nn._sizes import check_positive, head_width
+from vr_kernels.nn._sizes import check_positive, check_positive_number, head_width
 from vr_kernels.ops import bidirectional_attention, gather_tokens, scatter_add_tokens
 from vr_kernels.ops._arguments import Arguments, is_readable, signatures
 from vr_kernels.ops._tokens import check_guide, check_token_rows, read_rows, stream_of, token_rows_of
@@ -38,7 +38,8 @@ class BidirectionalTokenAttention(nn.Module):
 
     Raises:
         ValueError: sizes below one; no head_dim and heads that do not divide hidden_size; an unknown norm or guide; a
-            rope_theta that is not positive, or beside an odd head_dim.
+            norm_eps or rope_theta that is no positive number; a rope_theta beside an odd head_dim.
+        TypeError: a size that is no int.
 
     >>> layer = BidirectionalTokenAttention(64, num_heads=4)
     >>> hidden_states = torch.randn(1, 10, 64)
@@ -74,8 +75,8 @@ class BidirectionalTokenAttention(nn.Module):
             raise ValueError(f'BidirectionalTokenAttention: guide is {guide!r}; it must be "max", "mean" or None')
         if norm not in ("rms", "layer", None):
             raise ValueError(f'BidirectionalTokenAttention: norm is {norm!r}; it must be "rms", "layer" or None')
-        if rope_theta is not None and not rope_theta > 0:
-            raise ValueError(f"BidirectionalTokenAttention: rope_theta is {rope_theta}; it must be positive, or None")
+        check_positive_number("BidirectionalTokenAttention", "norm_eps", norm_eps)
+        check_positive_number("BidirectionalTokenAttention", "rope_theta", rope_theta, optional=True)
         if rope_theta is not None and head_dim % 2 != 0:
             raise ValueError(
                 f"BidirectionalTokenAttention: head_dim is {head_dim}; it must be even where rope_theta is given, "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vr_kernels.nn._map_inputs import as_table, check_stream, check_whole_windows, checked_levels, refuse_unread
+from vr_kernels.nn._sizes import check_positive, level_widths
 from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.nn.vision_token_map import VisionTokenMap
 from vr_kernels.ops import scatter_add_tokens
@@ -33,7 +34,7 @@ class DeepStack(nn.Module):
             is Qwen3-VL, which trains with its blocks from the start.
 
     Raises:
-        ValueError: sizes below one; a level that feature_dims does not have.
+        ValueError: sizes below one; a level that feature_dims does not have. TypeError: a size that is no int.
 
     >>> block = DeepStack(64, (32, 32), window=(2, 2), level=1, zero_init=False)
     >>> image_mask = torch.tensor([[False, True, True, True, True, False]])
@@ -54,12 +55,13 @@ class DeepStack(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
+        check_positive("DeepStack", hidden_size=hidden_size)
+        dims = level_widths("DeepStack", "feature_dims", feature_dims)
         check_sizes(Arguments("DeepStack"), "window", window)
-        if hidden_size < 1 or not dims or min(dims) < 1:
-            raise ValueError(f"DeepStack: hidden_size is {hidden_size}, feature_dims {dims}; all must be at least 1")
-        if not 0 <= level < len(dims):
-            raise ValueError(f"DeepStack: level is {level}; it must be in [0, {len(dims)}), one of feature_dims {dims}")
+        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < len(dims):
+            raise ValueError(
+                f"DeepStack: level is {level!r}; it must be in [0, {len(dims)}), one of feature_dims {dims}"
+            )
         self.hidden_size, self.feature_dims, self.window = hidden_size, dims, (window[0], window[1])
         self.level, self.zero_init = level, zero_init
         width = window[0] * window[1] * dims[level]

@@ -35,7 +35,7 @@ class DeformableCrossAttention(CrossAttention):
 
     Raises:
         ValueError: sizes below one; no head_dim and heads that do not divide query_dim; an unknown name; a norm over
-            "all" levels, which are not concatenated.
+            "all" levels, which are not concatenated. TypeError: a size that is no int.
 
     >>> attention = DeformableCrossAttention(64, (32, 48), feature_norm="level")
     >>> levels = [torch.randn(2, 6, 6, 32), torch.randn(2, 6, 6, 48)]

@@ -25,7 +25,7 @@ class GlobalCrossAttention(ProjectedCrossAttention):
         backend: None; there is no kernel to choose.
 
     Raises:
-        ValueError: sizes or names that ``LocalCrossAttention`` refuses; a backend.
+        ValueError, TypeError: sizes or names that ``LocalCrossAttention`` refuses; a backend.
 
     >>> attention = GlobalCrossAttention(64, (32, 32, 32), num_heads=4, feature_norm="level")
     >>> levels = [torch.randn(2, 6, 6, 32) for _ in range(3)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vr_kernels.nn._cross_attention import ProjectedCrossAttention
 from vr_kernels.nn._linear import compose, plain_linear
+from vr_kernels.nn._sizes import level_widths
 from vr_kernels.ops import local_cross_attention
 
 
@@ -32,6 +33,7 @@ class LocalCrossAttention(ProjectedCrossAttention):
 
     Raises:
         ValueError: sizes below one; no head_dim and heads that do not divide query_dim; an unknown feature_norm.
+        TypeError: a size that is no int.
 
     >>> attention = LocalCrossAttention(64, (32, 32, 32), num_heads=4, feature_norm="level")
     >>> levels = [torch.randn(2, 6, 6, 32) for _ in range(3)]
@@ -119,7 +121,7 @@ class LocalCrossAttention(ProjectedCrossAttention):
                 f"{name}: kdim is {attention.kdim}, vdim is {attention.vdim}; keys and values must be one input"
             )
         dims = (attention.kdim,) if feature_dims is None else feature_dims
-        dims = (dims,) if isinstance(dims, int) else tuple(dims)
+        dims = level_widths(name, "feature_dims", dims)
         if sum(dims) != attention.kdim:
             raise ValueError(
                 f"{name}: feature_dims is {dims}, kdim is {attention.kdim}; the levels' widths must add up to it"

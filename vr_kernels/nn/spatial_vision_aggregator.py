@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vr_kernels.nn._map_inputs import as_tiles, check_stream, check_whole_windows, checked_levels, refuse_unread
+from vr_kernels.nn._sizes import check_positive, level_widths
 from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.nn.vision_token_map import VisionTokenMap
 from vr_kernels.ops import gather_tokens, local_attention, scatter_add_tokens
@@ -45,6 +46,7 @@ class SpatialVisionAggregator(nn.Module):
 
     Raises:
         ValueError: sizes below one; num_heads that do not divide hidden_dim; an unknown position_on.
+        TypeError: a size that is no int.
 
     >>> block = SpatialVisionAggregator(64, (32, 48), window=(2, 2), hidden_dim=128, zero_init=False)
     >>> image_mask = torch.tensor([[False, True, True, True, True, False]])
@@ -68,12 +70,11 @@ class SpatialVisionAggregator(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
+        check_positive(NAME, hidden_size=hidden_size, hidden_dim=hidden_dim, num_heads=num_heads)
+        dims = level_widths(NAME, "feature_dims", feature_dims)
         if window is not None:
             check_sizes(Arguments(NAME), "window", window)
-        if hidden_size < 1 or not dims or min(dims) < 1:
-            raise ValueError(f"{NAME}: hidden_size is {hidden_size}, feature_dims {dims}; all must be at least 1")
-        if hidden_dim < 1 or num_heads < 1 or hidden_dim % num_heads != 0:
+        if hidden_dim % num_heads != 0:
             raise ValueError(
                 f"{NAME}: hidden_dim is {hidden_dim}, num_heads is {num_heads}; num_heads must be a positive divisor "
                 "of hidden_dim"

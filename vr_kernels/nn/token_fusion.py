@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.nn._patch_linear import PatchLinear, load_layers
-from vr_kernels.nn._sizes import check_positive, levels_of
+from vr_kernels.nn._sizes import check_positive, check_tensor, level_widths, levels_of
 
 VARIANTS = ("paper", "code")
 
@@ -21,13 +21,14 @@ def fusion_levels(depth: int = 24, count: int = 8, *, variant: str = "paper") ->
     goes down from there.
 
     Raises:
-        ValueError: a count that does not divide depth; an unknown variant.
+        ValueError: a count that does not divide depth; an unknown variant. TypeError: either is no int.
 
     >>> fusion_levels(), fusion_levels(variant="code")
     ((3, 6, 9, 12, 15, 18, 21, 24), (23, 21, 18, 15, 12, 9, 6, 3))
     """
     _check_variant("fusion_levels", variant)
-    if count < 1 or depth < 1 or depth % count != 0:
+    check_positive("fusion_levels", depth=depth, count=count)
+    if depth % count != 0:
         raise ValueError(f"fusion_levels: count is {count}; it must be a positive divisor of depth, {depth}")
     step = depth // count
     ascending = tuple(range(step, depth + 1, step))
@@ -41,14 +42,14 @@ class MultiBlockTokenFusion(nn.Module):
     order of ``fusion_levels``, and are read where they lie.
 
     Args:
-        level_dims: width of each level, in the order in which ``forward`` gets them.
+        level_dims: width of each level, in the order in which ``forward`` gets them; an int for a single level.
         hidden_dim: width between the convolutions; None: four times the first level's.
         out_dim: C; None: the first level's width.
         variant: "paper" (GELU after both) or "code" (none after the second).
         backend: passed on to ``vr_kernels.patch_linear``.
 
     Raises:
-        ValueError: widths below one; no level; an unknown variant.
+        ValueError: widths below one; no level; an unknown variant. TypeError: a width that is no int.
 
     >>> mbtf = MultiBlockTokenFusion((32,) * 8)
     >>> mbtf([torch.randn(1, 6, 6, 32) for _ in range(8)]).shape
@@ -57,7 +58,7 @@ class MultiBlockTokenFusion(nn.Module):
 
     def __init__(
         self,
-        level_dims: Sequence[int],
+        level_dims: int | Sequence[int],
         hidden_dim: int | None = None,
         out_dim: int | None = None,
         *,
@@ -68,9 +69,7 @@ class MultiBlockTokenFusion(nn.Module):
     ) -> None:
         super().__init__()
         _check_variant("MultiBlockTokenFusion", variant)
-        dims = tuple(level_dims)
-        if not dims or min(dims) < 1:
-            raise ValueError(f"MultiBlockTokenFusion: level_dims is {dims}; it must hold one positive width a level")
+        dims = level_widths("MultiBlockTokenFusion", "level_dims", level_dims)
         hidden_dim = 4 * dims[0] if hidden_dim is None else hidden_dim
         out_dim = dims[0] if out_dim is None else out_dim
         check_positive("MultiBlockTokenFusion", hidden_dim=hidden_dim, out_dim=out_dim)
@@ -112,6 +111,7 @@ class SpatialTokenFusion(nn.Module):
 
     Raises:
         ValueError: sizes below one; tokens that do not divide the first convolution's channels; an unknown variant.
+        TypeError: a size that is no int.
 
     >>> stf = SpatialTokenFusion(16, 48, kernel_size=2)
     >>> stf(torch.randn(1, 6, 6, 16)).shape, stf.output_grid(6, 6)
@@ -229,6 +229,7 @@ class TokenConcat(nn.Module):
 
 def _windows(operation: str, features: Tensor, k: int) -> Tensor:
     """(B, H, W, C) -> (B, H/k, W/k, C, k, k), a view."""
+    check_tensor(operation, "features", features)
     if features.dim() != 4 or features.shape[1] % k != 0 or features.shape[2] % k != 0:
         raise ValueError(
             f"{operation}: features have shape {tuple(features.shape)}; they must be (B, H, W, C), "

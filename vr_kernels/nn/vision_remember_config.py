@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from vr_kernels.nn._sizes import is_positive_number
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "layers": (
@@ -118,9 +119,9 @@ class VisionRememberConfig:
         for name in ("literal", "bias", "bidirectional_bias", "newline_keys"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "True or False")
-        if not _positive_number(self.norm_eps):
+        if not is_positive_number(self.norm_eps):
             self._refuse("norm_eps", "a positive number")
-        if self.bidirectional_rope_theta is not None and not _positive_number(self.bidirectional_rope_theta):
+        if self.bidirectional_rope_theta is not None and not is_positive_number(self.bidirectional_rope_theta):
             self._refuse("bidirectional_rope_theta", "a positive number or None")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -219,8 +220,3 @@ class VisionRememberConfig:
 
 def _positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _positive_number(value: object) -> bool:
-    # Compared, since math.isfinite fails at an integer that no float can hold.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

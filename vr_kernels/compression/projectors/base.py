@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from vr_kernels.compression.projectors._windows import window_index
-from vr_kernels.nn._sizes import as_levels
+from vr_kernels.nn._sizes import as_levels, check_positive, level_widths
 from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.ops._arguments import Arguments, remember, signatures
 
@@ -35,7 +35,7 @@ class Projector(nn.Module, ABC):
         window: (s_h, s_w), how many features a token stands for along each axis.
 
     Raises:
-        ValueError: sizes below one; more levels than the method reads.
+        ValueError: sizes below one; more levels than the method reads. TypeError: a size that is no int.
     """
 
     reads_levels: ClassVar[bool] = False  # whether the method fuses several levels; one is always allowed
@@ -44,13 +44,10 @@ class Projector(nn.Module, ABC):
     def __init__(self, feature_dims: int | Sequence[int], hidden_size: int, window: tuple[int, int] = (2, 2)) -> None:
         super().__init__()
         arguments = Arguments(type(self).__name__)
-        dims = (feature_dims,) if isinstance(feature_dims, int) else tuple(feature_dims)
-        if not dims or min(dims) < 1:
-            raise arguments.error(f"feature_dims is {dims}; it must hold one positive width a level")
+        dims = level_widths(arguments.operator, "feature_dims", feature_dims)
         if len(dims) > 1 and not self.reads_levels:
             raise arguments.error(f"feature_dims is {dims}, {len(dims)} levels; this projector reads one")
-        if hidden_size < 1:
-            raise arguments.error(f"hidden_size is {hidden_size}; it must be at least 1")
+        check_positive(arguments.operator, hidden_size=hidden_size)
         self.feature_dims, self.hidden_size = dims, hidden_size
         check_sizes(arguments, "window", window)
         self.window = (window[0], window[1])

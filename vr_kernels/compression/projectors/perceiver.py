@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.compression.projectors.base import Projector
+from vr_kernels.nn._sizes import check_positive
 from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.ops._arguments import Arguments
 
@@ -52,7 +53,8 @@ class PerceiverProjector(Projector):
         check_sizes(arguments, "query_grid", query_grid)
         self.query_grid = (query_grid[0], query_grid[1])
         self.num_heads = max(1, hidden_size // 128) if num_heads is None else num_heads
-        if hidden_size % 4 != 0 or self.num_heads < 1 or hidden_size % self.num_heads != 0:
+        check_positive(arguments.operator, num_heads=self.num_heads)
+        if hidden_size % 4 != 0 or hidden_size % self.num_heads != 0:
             raise arguments.error(
                 f"hidden_size is {hidden_size}, num_heads is {self.num_heads}; hidden_size must be a multiple of both "
                 "4 and num_heads"

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from vr_kernels.compression.projectors._windows import window_rows
 from vr_kernels.compression.projectors.base import DividingProjector
+from vr_kernels.nn._sizes import check_positive_number
 
 
 class PixelShuffleProjector(DividingProjector):
@@ -32,6 +33,7 @@ class PixelShuffleProjector(DividingProjector):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(feature_dims, hidden_size, window)
+        check_positive_number(type(self).__name__, "norm_eps", norm_eps)
         width = self.feature_dims[0] * self.window[0] * self.window[1]
         self.layer_norm = nn.LayerNorm(width, eps=norm_eps, device=device, dtype=dtype)
         self.linear_1 = nn.Linear(width, hidden_size, device=device, dtype=dtype)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from vr_kernels.compression.projectors._windows import window_index
 from vr_kernels.compression.projectors.base import Projector
 from vr_kernels.nn._patch_linear import PatchLinear
+from vr_kernels.nn._sizes import check_positive
 from vr_kernels.ops import local_attention
 from vr_kernels.ops._arguments import Arguments
 
@@ -50,7 +51,8 @@ class TokenPackerProjector(Projector):
     ) -> None:
         super().__init__(feature_dims, hidden_size, window)
         width = self.feature_dims[-1] if embed_dim is None else embed_dim
-        if width < 1 or num_heads < 1 or width % num_heads != 0:
+        check_positive(type(self).__name__, embed_dim=width, num_heads=num_heads)
+        if width % num_heads != 0:
             raise Arguments(type(self).__name__).error(
                 f"embed_dim is {width}, num_heads is {num_heads}; num_heads must be a positive divisor of embed_dim"
             )
