@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from python_tests.compression import _projectors
 from vr_kernels.compression.projectors import (
     DeformableProjector,
     MLPProjector,
     PerceiverProjector,
     PixelShuffleProjector,
+    PoolProjector,
     STFProjector,
     TokenPackerProjector,
 )
@@ -37,6 +39,9 @@ from vr_kernels.nn import (
 CROSS = [LocalCrossAttention, GlobalCrossAttention, DeformableCrossAttention]
 TOKENS, LEVELS = torch.zeros(2, 2, 2, 12), [torch.zeros(2, 4, 4, width) for width in (6, 10)]
 STREAM, ROWS = torch.zeros(1, 6, 12), torch.tensor([[1, 2, 3, 4]])
+REFUSIONS = [DeepStack, SpatialVisionAggregator]
+MASK = torch.tensor([[False, True, True, True, True, False]])
+VISION_MAP = VisionTokenMap.from_grid(MASK, grid=(2, 2), feature_grid=(4, 4))
 
 
 def cross(kind: type[nn.Module]) -> nn.Module:
@@ -45,9 +50,7 @@ def cross(kind: type[nn.Module]) -> nn.Module:
 
 def block(stream: Any) -> Tensor:
     config = VisionRememberConfig(hidden_size=12, num_attention_heads=3, feature_dims=(6, 10), num_heads=2)
-    mask = torch.tensor([[False, True, True, True, True, False]])
-    vision_map = VisionTokenMap.from_grid(mask, grid=(2, 2), feature_grid=(4, 4))
-    return VisionRemember(config)(stream, vision_map, [level[:1] for level in LEVELS])  # type: ignore[no-any-return]
+    return VisionRemember(config)(stream, VISION_MAP, [level[:1] for level in LEVELS])  # type: ignore[no-any-return]
 
 
 def bidirectional(stream: Any) -> Tensor:
@@ -75,6 +78,58 @@ def test_a_stream_in_another_dtype_than_the_weights_is_named(layer: Callable[...
         layer(STREAM.bfloat16())
 
 
+def refused(name: str, dtype: torch.dtype) -> str:
+    return f": {name} is {dtype}, the module's weights are torch.float32; convert one of them"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", _projectors.NAMES)
+def test_features_in_another_dtype_than_a_projector_s_weights_are_named(name: str, dtype: torch.dtype) -> None:
+    module, levels = _projectors.projector(name), _projectors.features(name, dtype=dtype)
+    words = f"^{type(module).__name__}{refused('features[0]', dtype)}".replace("[0]", r"\[0\]")
+    if name == "stf":  # whose first operator says so
+        words = f"^patch_linear: weight is torch.float32, features is {dtype}; they must share one dtype"
+    with pytest.raises(TypeError, match=words):
+        module(levels)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_features_of_the_language_model_s_width_come_in_the_attention_s_dtype(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=rf"^PerceiverProjector: features\[0\] is {dtype}, the module's weights are"):
+        PerceiverProjector(12, 12)([torch.zeros(1, 4, 4, 12, dtype=dtype)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", REFUSIONS)
+def test_a_stream_or_a_level_in_another_dtype_than_a_block_s_weights_is_named(
+    kind: type[nn.Module], dtype: torch.dtype
+) -> None:
+    module, level = kind(12, 6), LEVELS[0][:1]
+    with pytest.raises(TypeError) as caught:
+        module(STREAM.to(dtype), VISION_MAP, level)
+    assert str(caught.value).startswith(f"{kind.__name__}{refused('hidden_states', dtype)}")
+    with pytest.raises(TypeError) as caught:
+        module(STREAM, VISION_MAP, level.to(dtype))
+    assert str(caught.value).startswith(f"{kind.__name__}{refused('features[0]', dtype)}")
+
+
+@pytest.mark.parametrize("name", _projectors.NAMES)
+def test_autocast_takes_a_projector_s_features_in_half_precision_and_names_those_in_float64(name: str) -> None:
+    module = _projectors.projector(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(_projectors.features(name, dtype=torch.bfloat16)).tokens.dtype == torch.bfloat16
+        with pytest.raises(TypeError, match=r"torch\.float64"):
+            module(_projectors.features(name, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", REFUSIONS)
+def test_autocast_takes_a_stream_and_levels_of_two_dtypes(kind: type[nn.Module]) -> None:
+    module, level = kind(12, 6), LEVELS[0][:1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(STREAM.bfloat16(), VISION_MAP, level).shape == STREAM.shape
+        assert module(STREAM, VISION_MAP, level.bfloat16()).shape == STREAM.shape
+
+
 @pytest.mark.parametrize("kind", CROSS)
 def test_autocast_takes_tokens_and_levels_of_two_dtypes(kind: type[nn.Module]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
@@ -90,6 +145,13 @@ def test_a_projection_that_converts_its_input_is_left_to_do_so() -> None:
     module = cross(LocalCrossAttention)
     module.query_proj = Converting(12, 12)
     assert module(TOKENS.bfloat16(), LEVELS).shape == TOKENS.shape
+    projector = PoolProjector(6, 12)
+    projector.linear_1 = Converting(6, 12)
+    assert projector(LEVELS[0].bfloat16()).tokens.dtype == torch.float32
+    aggregator = SpatialVisionAggregator(12, (6, 10))
+    aggregator.key_projs[1][-1] = Converting(10, 1024)
+    aggregator.value_projs[1][-1] = Converting(10, 1024)
+    assert aggregator(STREAM, VISION_MAP, [LEVELS[0][:1], LEVELS[1][:1].bfloat16()]).shape == STREAM.shape
 
 
 def test_tokens_of_another_width_are_named() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vr_kernels.nn._sizes import check_tensor
+
+# Linear's other subclasses (LoRA, quantised) and parametrised ones (a generated class) do more than their weight says.
+PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
 
 
 def check_input(operation: str, name: str, value: Any, linear: nn.Module) -> None:
@@ -18,23 +21,34 @@ def check_input(operation: str, name: str, value: Any, linear: nn.Module) -> Non
     Only a plain one is known to refuse them: an adapted or quantised one may convert its input, and autocast does.
     """
     check_tensor(operation, name, value)
-    if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
-        return
-    if value.shape[-1:] != (linear.in_features,):
+    if _is_plain(linear) and value.shape[-1:] != (linear.in_features,):
         raise ValueError(
             f"{operation}: {name} has shape {tuple(value.shape)}; its last size must be {linear.in_features}"
         )
-    if value.dtype != linear.weight.dtype and not torch._C._is_any_autocast_enabled():
+    check_dtype(operation, name, value, linear)
+
+
+def check_dtype(operation: str, name: str, value: Tensor, linear: nn.Module | None) -> None:
+    """The dtype alone, as ``check_input``: for what comes to ``linear`` in another width, or goes out where it does."""
+    if not _is_plain(linear):
+        return
+    dtype = linear.weight.dtype
+    # Autocast leaves float64 as it is.
+    cast = torch._C._is_any_autocast_enabled() and torch.float64 not in (value.dtype, dtype)
+    if value.dtype != dtype and not cast:
         raise TypeError(
-            f"{operation}: {name} is {value.dtype}, the module's weights are {linear.weight.dtype}; "
+            f"{operation}: {name} is {value.dtype}, the module's weights are {dtype}; "
             "convert one of them (module.to(dtype)), or compute under torch.autocast"
         )
 
 
+def _is_plain(module: nn.Module | None) -> TypeGuard[nn.Linear]:
+    return type(module) in PLAIN and type(module.weight) is nn.Parameter  # type: ignore[union-attr]
+
+
 def plain_linear(operation: str, name: str, module: nn.Module) -> nn.Linear:
     """``module`` itself if its weight is the whole of its function; an adapted or quantised one is never read past."""
-    # Linear's subclasses (LoRA, quantised) and parametrised modules (a generated class) do more than their weight says.
-    if type(module) not in (nn.Linear, NonDynamicallyQuantizableLinear):
+    if type(module) not in PLAIN:
         raise TypeError(
             f"{operation}: {name} is a {type(module).__name__}; it must be a plain torch.nn.Linear "
             "(merge or remove what adapts it first)"

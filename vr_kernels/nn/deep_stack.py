@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vr_kernels.nn._linear import check_dtype
 from vr_kernels.nn._map_inputs import as_table, check_stream, check_whole_windows, checked_levels, refuse_unread
 from vr_kernels.nn._sizes import check_positive, level_widths
 from vr_kernels.nn._token_tables import check_sizes
@@ -100,12 +101,14 @@ class DeepStack(nn.Module):
 
         Raises:
             ValueError: what does not fit the map; windows of another size, ragged or without a grid; a saliency or
-                text_mask.
+                text_mask. TypeError: a stream or a level in another dtype than the weights (autocast converts it).
         """
         refuse_unread("DeepStack", saliency=saliency, text_mask=text_mask)
         check_stream("DeepStack", hidden_states, vision_map, self.hidden_size)
         check_whole_windows("DeepStack", vision_map, self.window)
         levels = checked_levels("DeepStack", vision_map, features, self.feature_dims, hidden_states)
+        check_dtype("DeepStack", "hidden_states", hidden_states, self.linear_fc2)
+        check_dtype("DeepStack", f"features[{self.level}]", levels[self.level], self.linear_fc1)
         windows = as_table(levels[self.level], 1)[vision_map.window_index]  # (V, s_h*s_w, C)
         update = self.linear_fc2(F.gelu(self.linear_fc1(self.norm(windows.flatten(1)))))  # (V, D)
         return scatter_add_tokens(hidden_states, vision_map.rows[None], update[None])

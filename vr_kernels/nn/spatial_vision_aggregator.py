@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vr_kernels.nn._linear import check_dtype
 from vr_kernels.nn._map_inputs import as_tiles, check_stream, check_whole_windows, checked_levels, refuse_unread
 from vr_kernels.nn._sizes import check_positive, level_widths
 from vr_kernels.nn._token_tables import check_sizes
@@ -138,12 +139,16 @@ class SpatialVisionAggregator(nn.Module):
 
         Raises:
             ValueError: what does not fit the map; a map without a grid, or with other windows than ``window``; a
-                saliency or text_mask.
+                saliency or text_mask. TypeError: a stream or a level in another dtype than the weights (autocast
+                converts it).
         """
         refuse_unread(NAME, saliency=saliency, text_mask=text_mask)
         check_stream(NAME, hidden_states, vision_map, self.hidden_size)
         check_whole_windows(NAME, vision_map, self.window)
         levels = checked_levels(NAME, vision_map, features, self.feature_dims, hidden_states)
+        check_dtype(NAME, "hidden_states", hidden_states, self.proj_in)
+        for i, (level, normed) in enumerate(zip(levels, self.key_projs, strict=True)):
+            check_dtype(NAME, f"features[{i}]", level, normed[-1] if isinstance(normed, nn.Sequential) else None)
         levels = [as_tiles(vision_map, level, 1) for level in levels]  # (tiles, H, W, D_l)
         rows = vision_map.rows[None]  # (1, V)
         tokens = gather_tokens(hidden_states, rows)[0]  # (V, D)

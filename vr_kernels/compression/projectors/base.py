@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from vr_kernels.compression.projectors._windows import window_index
+from vr_kernels.nn._linear import check_dtype
 from vr_kernels.nn._sizes import as_levels, check_positive, level_widths
 from vr_kernels.nn._token_tables import check_sizes
 from vr_kernels.ops._arguments import Arguments, remember, signatures
@@ -92,15 +93,22 @@ class Projector(nn.Module, ABC):
 
         Raises:
             ValueError: levels of other widths or grids; a grid that the window does not divide, where the method has
-                no ragged windows. TypeError: a level that is no tensor.
+                no ragged windows. TypeError: a level that is no tensor, or in another dtype than the weights (autocast
+                converts it).
         """
         levels = as_levels(type(self).__name__, features)
         _check_levels(type(self).__name__, self.feature_dims, signatures(*levels))
+        check_dtype(type(self).__name__, "features[0]", levels[0], self._reader)
         height, width = levels[0].shape[1:3]
         grid = self.output_grid(height, width)
         tokens = self.project(levels, grid)
         index = window_index(levels[0], grid)  # (n_h * n_w, K)
         return Projected(tokens, grid, index.repeat_interleave(self.tokens_per_cell, 0))
+
+    @property
+    def _reader(self) -> nn.Module | None:
+        """The Linear whose dtype the features must have; None where the modules that read them say so themselves."""
+        return None
 
     @abstractmethod
     def project(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:

@@ -80,6 +80,10 @@ class PerceiverProjector(Projector):
     def output_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.query_grid
 
+    @property
+    def _reader(self) -> nn.Module:
+        return self.attn.out_proj if isinstance(self.kv_proj, nn.Identity) else self.kv_proj
+
     def project(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
         height, width = levels[0].shape[1:3]
         value = self.ln_kv(self.kv_proj(levels[0].flatten(1, 2)))  # (tiles, H*W, D)

@@ -39,6 +39,10 @@ class PixelShuffleProjector(DividingProjector):
         self.linear_1 = nn.Linear(width, hidden_size, device=device, dtype=dtype)
         self.linear_2 = nn.Linear(hidden_size, hidden_size, device=device, dtype=dtype)
 
+    @property
+    def _reader(self) -> nn.Module:
+        return self.linear_1
+
     def project(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
         windows = window_rows(levels[0], grid).flatten(3)  # (tiles, n_h, n_w, s_h*s_w*C)
         tokens = self.linear_2(F.gelu(self.linear_1(self.layer_norm(windows))))

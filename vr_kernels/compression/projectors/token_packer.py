@@ -96,6 +96,10 @@ class TokenPackerProjector(Projector):
         levels = (depth // 2, depth * 2 // 3, depth - 2, depth - 1)
         return tuple(sorted({max(level, 1) for level in levels}))
 
+    @property
+    def _reader(self) -> nn.Module:
+        return self.query_in
+
     def project(self, levels: list[Tensor], grid: tuple[int, int]) -> Tensor:
         query = self.query_proj(self.query_norm(self.query_in(_resized(levels[-1], grid))))  # (tiles, n_h, n_w, E)
         key = self.key_proj(self.key_norm(self.key_in(levels)))  # (tiles, H, W, E)

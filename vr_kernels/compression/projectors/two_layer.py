@@ -33,6 +33,10 @@ class TwoLayerProjector(Projector):
         """Channels of what the first Linear reads."""
         return self.feature_dims[-1]
 
+    @property
+    def _reader(self) -> nn.Module:
+        return self.linear_1
+
     def mlp(self, x: Tensor) -> Tensor:
         """(..., input_width) -> (..., D)."""
         return self.linear_2(F.gelu(self.linear_1(x)))  # type: ignore[no-any-return]
