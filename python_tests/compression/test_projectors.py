@@ -18,9 +18,10 @@ from vr_kernels.compression import PROJECTORS, Projected, build_projector
 every_name = pytest.mark.parametrize("name", NAMES)
 
 
-def test_an_unknown_name_is_refused_with_all_that_are_known() -> None:
-    with pytest.raises(ValueError, match="name is 'qformer'; it must be one of") as error:
-        build_projector("qformer", feature_dims=8, hidden_size=8)
+@pytest.mark.parametrize("unknown", ["qformer", ["mlp"]])
+def test_an_unknown_name_is_refused_with_all_that_are_known(unknown: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"name is {unknown!r}; it must be ")) as error:
+        build_projector(unknown, feature_dims=8, hidden_size=8)
     assert all(f'"{name}"' in str(error.value) for name in NAMES)
 
 

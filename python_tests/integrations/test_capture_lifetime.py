@@ -89,6 +89,14 @@ REFUSALS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "levels has 6; the tower's 5 blocks have hidden_states 0 to 5": (ValueError, "clip", {"levels": (1, 6)}),
     "levels has -7": (ValueError, "clip", {"levels": -7}),
     "levels is empty": (ValueError, "clip", {"levels": ()}),
+    "levels is 2.0; it must be an int or a sequence of int": (TypeError, "clip", {"levels": 2.0}),
+    "levels is None; it must be an int or a sequence of int": (TypeError, "clip", {"levels": None}),
+    "joint is 'x'; it must be a bool": (TypeError, "clip", {"joint": "x"}),
+    'saliency is [\'cls\']; it must be None, "cls", "received" or a function': (
+        ValueError,
+        "clip",
+        {"saliency": ["cls"]},
+    ),
     "levels is (5, -1), which names a level twice": (ValueError, "clip", {"levels": (5, -1)}),
     "levels has 2.0; it must be an int": (TypeError, "clip", {"levels": [2.0]}),
     "levels has True; it must be an int": (TypeError, "clip", {"levels": [True]}),
@@ -155,6 +163,17 @@ def test_a_saliency_function_of_another_shape_is_refused() -> None:
 
 def hooks_on(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_a_saliency_function_that_returns_nothing_is_refused() -> None:
+    model = tower("clip")
+    with (
+        capture_features(model, 2, saliency=lambda query, key: None),  # type: ignore[arg-type, return-value]
+        pytest.raises(
+            TypeError, match=r"^capture_features: what saliency returned is None; it must be a torch\.Tensor"
+        ),
+    ):
+        model(pixels())
 
 
 def test_a_context_that_cannot_be_entered_leaves_no_hook() -> None:

@@ -169,7 +169,7 @@ def test_a_model_that_holds_the_tower_will_do() -> None:
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"tower": nn.Linear(2, 2)}, ValueError, "holds 0 vision towers"),
-    ({"tower": None}, TypeError, "vision_model is a NoneType"),
+    ({"tower": None}, TypeError, "vision_model is None"),
     ({"dominant": 0}, ValueError, "dominant is 0; it must be at least 1"),
     ({"contextual": True}, TypeError, "contextual is True"),
     ({"level": 0}, ValueError, "level is 0; the tower's 5 blocks make hidden_states 1 to 5"),
@@ -185,6 +185,11 @@ def test_bad_settings_are_refused_at_once(change: dict[str, Any], error: type[Ex
     settings = {"tower": tower("clip")} | change
     with pytest.raises(error, match=f"VisionZip: {message}|VisionZip: .*{message}"):
         VisionZip(**settings)
+
+
+def test_images_that_are_no_tensor_are_named() -> None:
+    with pytest.raises(TypeError, match=r"^VisionZip: pixel_values is a ndarray; it must be a torch\.Tensor$"):
+        VisionZip(tower("clip"))(pixels().numpy())
 
 
 def test_a_budget_beyond_the_image_is_refused_when_it_is_seen() -> None:

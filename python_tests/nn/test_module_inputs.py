@@ -168,10 +168,27 @@ def test_tokens_that_are_no_tensor_are_named(kind: type[nn.Module], query: Any, 
         cross(kind)(query, LEVELS)
 
 
+def test_tokens_that_are_no_dense_tensor_are_named() -> None:
+    with pytest.raises(TypeError, match=r": query is a torch\.sparse_coo tensor; it must be a dense one"):
+        cross(LocalCrossAttention)(TOKENS.to_sparse(), LEVELS)
+
+
+@pytest.mark.parametrize("kind", CROSS)
+def test_weights_asked_for_by_a_word_are_refused(kind: type[nn.Module]) -> None:
+    with pytest.raises(TypeError, match=f"^{kind.__name__}: need_weights is 'x'; it must be a bool"):
+        cross(kind)(TOKENS, LEVELS, need_weights="x")
+
+
 @pytest.mark.parametrize("layer", [block, bidirectional])
 def test_a_stream_that_is_no_tensor_is_named(layer: Callable[..., Tensor]) -> None:
     with pytest.raises(TypeError, match=r": hidden_states is a ndarray; it must be a torch.Tensor"):
         layer(STREAM.numpy())
+
+
+@pytest.mark.parametrize("kind", REFUSIONS)
+def test_a_map_that_is_none_is_named(kind: type[nn.Module]) -> None:
+    with pytest.raises(TypeError, match=f"^{kind.__name__}: vision_map is None; it must be a VisionTokenMap"):
+        kind(12, 6)(STREAM, None, LEVELS[0][:1])
 
 
 READERS: dict[str, Callable[[Any], Any]] = {

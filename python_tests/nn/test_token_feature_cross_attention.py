@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from python_tests.nn import _vision_remember_oracle as oracle
 from python_tests.nn._vision_batch import HIDDEN, WIDTHS, Batch, batch
-from vr_kernels import TokenFeatureCrossAttention, VisionRememberConfig, VisionTokenMap
+from vr_kernels import TokenFeatureCrossAttention, VisionRemember, VisionRememberConfig, VisionTokenMap
 
 
 def config_of(**options: Any) -> VisionRememberConfig:
@@ -196,6 +198,28 @@ def test_what_does_not_fit_the_map_or_the_configuration_is_refused(words: str, f
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the words follow
         TokenFeatureCrossAttention(config_of(**fault[0]))(**(call | fault[1]))
     assert str(caught.value).startswith(f"TokenFeatureCrossAttention: {words}")
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ("vision_map is None; it must be a VisionTokenMap", {"vision_map": None}),
+        ("saliency is a list; it must be a torch.Tensor", {"saliency": [1.0]}),
+        ("saliency is a ndarray; it must be a torch.Tensor", {"saliency": torch.zeros(4, 4, 9).numpy()}),
+    ],
+)
+def test_what_is_no_map_or_no_tensor_is_named(words: str, fault: dict[str, Any]) -> None:
+    inputs = batch().to(torch.float32)
+    call = {"hidden_states": inputs.hidden_states, "vision_map": inputs.vision_map, "features": inputs.levels}
+    with pytest.raises(TypeError, match=f"^TokenFeatureCrossAttention: {re.escape(words)}$"):
+        TokenFeatureCrossAttention(config_of(saliency="value"))(**(call | {"saliency": inputs.saliency} | fault))
+
+
+@pytest.mark.parametrize("kind", [TokenFeatureCrossAttention, VisionRemember])
+@pytest.mark.parametrize(("config", "got"), [(None, "None"), ({"hidden_size": 12}, "a dict")], ids=["None", "dict"])
+def test_what_is_no_configuration_is_named(kind: Callable[[Any], Any], config: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=f": config is {got}; it must be a VisionRememberConfig$"):
+        kind(config)
 
 
 @pytest.mark.parametrize(

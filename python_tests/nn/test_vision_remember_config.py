@@ -186,5 +186,14 @@ def test_unknown_names_are_refused() -> None:
         VisionRememberConfig.from_dict(SMALL | {"vr_window": 3})
     with pytest.raises(ValueError, match="hidden_size is missing; it must be a positive integer"):
         VisionRememberConfig.from_dict({"bias": True})
-    with pytest.raises(ValueError, match="preset is 'v3'; it must be 'v1' or 'v2'"):
+    with pytest.raises(ValueError, match='preset is \'v3\'; it must be "v1" or "v2"'):
         VisionRememberConfig.preset("v3")
+
+
+def test_names_and_texts_that_are_none_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^VisionRememberConfig: preset is \['v1'\]; it must be \"v1\" or \"v2\"$"):
+        VisionRememberConfig.preset(["v1"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^VisionRememberConfig: text is None; it must be a str$"):
+        VisionRememberConfig.from_json(None)  # type: ignore[arg-type]
+    config = VisionRememberConfig(**SMALL)
+    assert VisionRememberConfig.from_json(config.to_json().encode()) == config  # type: ignore[arg-type]

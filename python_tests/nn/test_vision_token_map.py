@@ -222,6 +222,8 @@ GRID_FAULTS: dict[str, dict[str, Any]] = {
     "feature_grid is (4, 0); it must be two integers of at least 1": {"feature_grid": (4, 0)},
     "sample 0 has 4 image tokens; it must have a multiple of 3, the tokens of a tile of grid (1, 3)": {"grid": (1, 3)},
     "tiles is (1,), 4 tokens of 4 a tile; image_mask has 8": {"tiles": [1]},
+    "tiles is 2; it must hold the number of tiles of each image, at least 1": {"tiles": 2},
+    "image_mask has shape (0, 6); it must be (B, T) with B and T at least 1": {"image_mask": MASK[:0]},
     "tiles is (1, 0); it must hold the number of tiles of each image, at least 1": {"tiles": [1, 0]},
     "image 0 has tokens in several samples, one of them 1; an image stands in one sample": {"tiles": [2]},
 }
@@ -250,6 +252,8 @@ SLOT_FAULTS: dict[str, dict[str, Any]] = {
     "slots[0, 0] is (0, -1, 0); it must be (-1, -1, -1) or a (tile, row, column) below (2, 2, 2)": {
         "slots": slots_with((0, -1, 0))
     },
+    "slots has shape (2, 0, 3); it must be (B, T, 3) with B and T at least 1": {"slots": slots_with()[:, :0]},
+    "tiles is None; it must hold the number of tiles of each image, at least 1": {"slots": slots_with(), "tiles": None},
     "slots name one cell twice, at sequence rows 0 and 2 (b*T + t); each cell stands once": {
         "slots": slots_with((1, 0, 0), (0, 0, 0), (1, 0, 0))
     },

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from vr_kernels.nn._sizes import check_module
+
 
 def find_holder(operation: str, model: nn.Module, child: str, types: Collection[str]) -> Any:
     """The one module in ``model``, or itself, with a child of that name; its configuration is of one of ``types``."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{operation}: model is a {type(model).__name__}; it must be a torch.nn.Module")
+    check_module(operation, "model", model)
     holders = [module for module in model.modules() if child in module._modules]
     found = [getattr(getattr(module, "config", None), "model_type", None) for module in holders]
     if len(holders) != 1 or found[0] not in types:

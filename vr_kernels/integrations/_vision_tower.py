@@ -20,13 +20,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vr_kernels.nn._sizes import check_module
+
 
 class VisionTower:
     """The parts of one tower. ``model`` is the tower or any module that holds exactly one."""
 
     def __init__(self, operation: str, model: nn.Module) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{operation}: vision_model is a {type(model).__name__}; it must be a torch.nn.Module")
+        check_module(operation, "vision_model", model)
         towers = [module for module in model.modules() if _is_tower(module)]
         if len(towers) != 1:
             raise ValueError(

@@ -12,7 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from vr_kernels.integrations._capture_pass import Pass
 from vr_kernels.integrations._vision_tower import VisionTower, hidden_state
+from vr_kernels.nn._sizes import check_tensor
 from vr_kernels.ops import attention_received, cls_saliency
+from vr_kernels.ops._arguments import Arguments
 
 NAME = "capture_features"
 
@@ -58,8 +60,8 @@ def capture_features(
             are then views. The hidden states themselves are not kept.
 
     Raises:
-        TypeError: vision_model is no module, or a level no int. ValueError: no tower or several in it; levels that do
-            not exist or repeat; "cls" without a CLS row.
+        TypeError: vision_model is no module, a level no int, joint no bool, or what saliency returned no tensor.
+        ValueError: no tower or several in it; levels that do not exist or repeat; "cls" without a CLS row.
         RuntimeError: entered twice; read before a pass or after a release; a trained tower under reentrant gradient
             checkpointing, which would cut the gradients (use_reentrant=False does not); a tower that torch.compile
             compiled outside of the context, whose hooks it then leaves out.
@@ -95,12 +97,15 @@ class FeatureCapture:
         joint: bool,
     ) -> None:
         self._tower = VisionTower(NAME, vision_model)
-        asked = (levels,) if isinstance(levels, int) else tuple(levels)
+        asked = (levels,) if isinstance(levels, int) else levels
+        if not isinstance(asked, Sequence) or isinstance(asked, (str, bytes)):
+            raise TypeError(f"{NAME}: levels is {levels!r}; it must be an int or a sequence of int")
         self.levels = tuple(self._level("levels", level, least=0) for level in asked)
         if not self.levels:
             raise ValueError(f"{NAME}: levels is empty; it must name at least one of hidden_states")
         if len(set(self.levels)) != len(self.levels):
-            raise ValueError(f"{NAME}: levels is {asked}, which names a level twice; each may be named once")
+            raise ValueError(f"{NAME}: levels is {tuple(asked)}, which names a level twice; each may be named once")
+        Arguments(NAME).flag("joint", joint)
         self._saliency = self._saliency_function(saliency)
         if saliency_level is None:
             saliency_level = max(*self.levels, 1)
@@ -125,7 +130,7 @@ class FeatureCapture:
     def _saliency_function(self, saliency: str | Saliency | None) -> Saliency | None:
         if saliency is None or callable(saliency):
             return saliency
-        if saliency not in SALIENCIES:
+        if not isinstance(saliency, str) or saliency not in SALIENCIES:
             raise ValueError(f'{NAME}: saliency is {saliency!r}; it must be None, "cls", "received" or a function')
         if saliency == "cls" and not self._tower.has_cls:
             raise ValueError(f'{NAME}: saliency is "cls", and this tower has no CLS row; "received" needs none')
@@ -275,6 +280,7 @@ class FeatureCapture:
         # Only now: under checkpointing arithmetic on them inside the block would have to be recomputed with it.
         query, key = (self._tower.split_heads(self.saliency_level, done.projected[name]) for name in ("query", "key"))
         rows = self._saliency(query, key)  # (B, N)
+        check_tensor(NAME, "what saliency returned", rows)
         if rows.shape != query.shape[:2]:
             raise ValueError(f"{NAME}: saliency returned {tuple(rows.shape)}; it must be {tuple(query.shape[:2])}")
         return (rows[:, 1:] if self._tower.has_cls else rows).unflatten(1, done.grid)  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vr_kernels.compression.visionzip import ZippedTokens, check_budget, dominance, key_metric, zip_tokens
 from vr_kernels.integrations._vision_tower import VisionTower
 from vr_kernels.integrations.encoder import capture_features
+from vr_kernels.nn._sizes import check_tensor
 
 
 class VisionZip(nn.Module):
@@ -61,7 +62,11 @@ class VisionZip(nn.Module):
         Returns:
             ZippedTokens(tokens (B, K, D), dominant (B, ...), targets (B, contextual), assignment and scores (B, P)), or
             (B, T, ...) each. Tokens are differentiable in what the tower makes.
+
+        Raises:
+            TypeError: pixel_values that are no tensor. ValueError: a budget above an image's rows.
         """
+        check_tensor("VisionZip", "pixel_values", pixel_values)
         if pixel_values.dim() == 5:
             zipped = self.forward(pixel_values.flatten(0, 1), **options)
             return ZippedTokens(*(part.unflatten(0, pixel_values.shape[:2]) for part in zipped))

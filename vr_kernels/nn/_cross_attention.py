@@ -53,11 +53,13 @@ class CrossAttention(nn.Module):
         features: Tensor | Sequence[Tensor],
         window_index: Tensor | None,
         saliency: Tensor | None,
+        need_weights: bool,
         *,
         one_grid: bool,
     ) -> list[Tensor]:
         """The levels of a call that must know whole tiles; ``one_grid``: all levels must share it."""
         levels = self._levels(features)
+        Arguments(type(self).__name__).flag("need_weights", need_weights)
         if window_index is not None:
             raise ValueError(
                 f"{type(self).__name__}: window_index is given, and a token reads its whole tile, which an index of "

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vr_kernels.nn._sizes import check_tensor, levels_of
+from vr_kernels.nn._sizes import check_tensor, check_type, levels_of
 from vr_kernels.nn.vision_token_map import VisionTokenMap
 
 
 def check_stream(operation: str, hidden_states: Tensor, vision_map: VisionTokenMap, hidden_size: int) -> None:
     """Refuse a stream that is not (B, T, D), or for whose B, T or device the map was not made."""
     check_tensor(operation, "hidden_states", hidden_states)
+    check_type(operation, "vision_map", vision_map, VisionTokenMap)
     shape = tuple(hidden_states.shape)
     if len(shape) != 3 or shape[2] != hidden_size:
         raise ValueError(f"{operation}: hidden_states has shape {shape}; it must be (B, T, D) with D = {hidden_size}")

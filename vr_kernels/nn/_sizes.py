@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from vr_kernels.ops._arguments import Arguments
+from vr_kernels.ops._arguments import Arguments, signatures
 
 
 def check_positive(operation: str, **sizes: Any) -> None:
@@ -79,7 +79,16 @@ def as_levels(operation: str, features: Any) -> list[Tensor]:
 
 
 def check_tensor(operation: str, name: str, value: Any) -> None:
-    """For what a module looks into before an operator does."""
-    if not isinstance(value, Tensor):
+    """For what a module looks into before an operator does: refuse what is no dense tensor, in an operator's words."""
+    Arguments(operation).tensor(name, *signatures(value))
+
+
+def check_type(operation: str, name: str, value: Any, kind: type, called: str | None = None) -> None:
+    """For any other object; ``called`` is how a user writes ``kind``, where that is not its own name."""
+    if not isinstance(value, kind):
         got = "None" if value is None else f"a {type(value).__name__}"
-        raise TypeError(f"{operation}: {name} is {got}; it must be a torch.Tensor")
+        raise TypeError(f"{operation}: {name} is {got}; it must be a {called or kind.__name__}")
+
+
+def check_module(operation: str, name: str, value: Any) -> None:
+    check_type(operation, name, value, nn.Module, "torch.nn.Module")

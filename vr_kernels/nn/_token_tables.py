@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -77,8 +77,15 @@ def check_sizes(arguments: Arguments, name: str, value: object) -> None:
         raise arguments.error(f"{name} is {value!r}; it must be two integers of at least 1")
 
 
+def check_sequence(arguments: Arguments, name: str, value: Tensor, form: str) -> None:
+    """Refuse a table of a batch's slots that has none: a map of nothing has no sequence to stand in."""
+    if value.numel() == 0:
+        raise arguments.error(f"{name} has shape {tuple(value.shape)}; it must be {form} with B and T at least 1")
+
+
 def checked_tiles(arguments: Arguments, tiles: Sequence[int]) -> list[int]:
-    counts = list(tiles)
-    if any(isinstance(count, bool) or not isinstance(count, int) or count < 1 for count in counts):
-        raise arguments.error(f"tiles is {tuple(counts)!r}; it must hold the number of tiles of each image, at least 1")
+    counts = [*tiles] if isinstance(tiles, Iterable) else None
+    if counts is None or any(isinstance(count, bool) or not isinstance(count, int) or count < 1 for count in counts):
+        got = tiles if counts is None else tuple(counts)
+        raise arguments.error(f"tiles is {got!r}; it must hold the number of tiles of each image, at least 1")
     return counts

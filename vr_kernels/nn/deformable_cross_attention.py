@@ -141,8 +141,10 @@ class DeformableCrossAttention(CrossAttention):
 
         Raises:
             ValueError: a window_index; need_weights; sizes that do not fit.
+            TypeError: what is no tensor; dtypes that do not fit (autocast converts the query's and the features'); a
+                need_weights that is no bool.
         """
-        levels = self._tiles(query, features, window_index, saliency, one_grid=False)
+        levels = self._tiles(query, features, window_index, saliency, need_weights, one_grid=False)
         if need_weights:
             raise ValueError(
                 "DeformableCrossAttention: need_weights is True, and the weights belong to points between features, "

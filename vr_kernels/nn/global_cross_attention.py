@@ -88,8 +88,10 @@ class GlobalCrossAttention(ProjectedCrossAttention):
 
         Raises:
             ValueError: a window_index; sizes that do not fit.
+            TypeError: what is no tensor; dtypes that do not fit (autocast converts the query's and the features'); a
+                need_weights that is no bool.
         """
-        levels = self._tiles(query, features, window_index, saliency, one_grid=True)
+        levels = self._tiles(query, features, window_index, saliency, need_weights, one_grid=True)
         q = self._heads(self._queries(query).flatten(1, 2))  # (B, h, n_h*n_w, d)
         key, value = self._keys_and_values(levels, saliency)  # (B, h, H*W, d)
         if need_weights:

@@ -11,6 +11,7 @@ from vr_kernels.nn._cross_attention import ProjectedCrossAttention
 from vr_kernels.nn._linear import compose, plain_linear
 from vr_kernels.nn._sizes import level_widths
 from vr_kernels.ops import local_cross_attention
+from vr_kernels.ops._arguments import Arguments
 
 
 class LocalCrossAttention(ProjectedCrossAttention):
@@ -56,12 +57,23 @@ class LocalCrossAttention(ProjectedCrossAttention):
         Args:
             query: (B, n_h, n_w, D_q), or (N, D_q) with a ``window_index``.
             features: one tensor or one a level, (B, H, W, D_l) or (M, D_l), widths as ``feature_dims``.
-            window_index: (N, K) rows of features, -1 = absent. saliency: (B, H, W) or (M,).
-            attention_bias: (h, K) or (N, h, K), added to the scaled scores.
+            window_index: (N, K) int32 or int64, rows of features, -1 = absent; N is the number of tokens.
+            saliency: (B, H, W) or (M,), multiplies the values without renormalisation; the query's dtype or float32.
+            attention_bias: (h, K) or (N, h, K), added to the scaled scores; the query's dtype or float32. N is
+                B*n_h*n_w in the grid form, K the features of a window.
+            need_weights: whether to return the attention weights too.
 
         Returns:
-            query's shape with out_dim channels; with ``need_weights`` also the weights (..., h, K).
+            query's shape with out_dim channels; with ``need_weights`` also the weights (..., h, K), in its dtype.
+
+        Raises:
+            ValueError: sizes that do not fit; a window_index in the grid form, or none in the indexed form; on the CPU,
+                rows out of range; a backend that is unknown or cannot run the call.
+            TypeError: what is no tensor; a query in another dtype than the weights, or features in another than the
+                query (autocast converts them); a saliency, attention_bias or window_index in a dtype that they may not
+                have; a need_weights that is no bool.
         """
+        Arguments("LocalCrossAttention").flag("need_weights", need_weights)
         result = local_cross_attention(
             self._queries(query),
             self._levels(features),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vr_kernels.nn._linear import check_input, plain_linear, scaled
 from vr_kernels.nn._literal_attention import LiteralLocalAttention
 from vr_kernels.nn._map_inputs import as_table, as_tiles, check_leading_shape, check_stream, checked_levels
+from vr_kernels.nn._sizes import check_tensor, check_type
 from vr_kernels.nn.deformable_cross_attention import DeformableCrossAttention
 from vr_kernels.nn.global_cross_attention import GlobalCrossAttention
 from vr_kernels.nn.local_cross_attention import LocalCrossAttention
@@ -40,6 +41,9 @@ class TokenFeatureCrossAttention(nn.Module):
         config: its fields on the cross-attention; see ``VisionRememberConfig``.
         backend: of the windowed attention, as ``LocalCrossAttention`` takes it.
 
+    Raises:
+        TypeError: a config that is no ``VisionRememberConfig``.
+
     >>> config = VisionRememberConfig(hidden_size=32, feature_dims=(16, 16), num_heads=4, layers=("cross_attention",))
     >>> layer = TokenFeatureCrossAttention(config)
     >>> image_mask = torch.tensor([[False, True, True, True, True, False]])
@@ -61,6 +65,7 @@ class TokenFeatureCrossAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_type(NAME, "config", config, VisionRememberConfig)
         self.config = config
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         width, channels = config.hidden_size, sum(config.feature_dims)
@@ -122,6 +127,9 @@ class TokenFeatureCrossAttention(nn.Module):
 
         Raises:
             ValueError: what does not fit the map or the config.
+            TypeError: what is no tensor or no ``VisionTokenMap``; a stream in another dtype than the weights, or
+                features in another than the stream (autocast converts them); a saliency that is neither in the
+                stream's dtype nor float32.
         """
         levels = self._check(hidden_states, vision_map, features, saliency)
         rows = vision_map.rows[None]  # (1, V): all images as one, for here each token is alone
@@ -168,6 +176,7 @@ class TokenFeatureCrossAttention(nn.Module):
         check_input(NAME, "hidden_states", hidden_states, first)
         levels = checked_levels(NAME, vision_map, features, config.feature_dims, hidden_states)
         if saliency is not None:
+            check_tensor(NAME, "saliency", saliency)
             check_leading_shape(NAME, "saliency", vision_map, tuple(saliency.shape))
         if (saliency is not None) != (config.saliency != "none") and not (saliency is None and features is None):
             given = "None" if saliency is None else "given"

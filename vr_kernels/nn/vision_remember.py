@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.nn._map_inputs import check_stream, newline_rows_of
+from vr_kernels.nn._sizes import check_type
 from vr_kernels.nn.bidirectional_token_attention import BidirectionalTokenAttention
 from vr_kernels.nn.token_feature_cross_attention import TokenFeatureCrossAttention
 from vr_kernels.nn.vision_remember_config import VisionRememberConfig
@@ -30,6 +31,9 @@ class VisionRemember(nn.Module):
         config: every choice; see ``VisionRememberConfig`` and its presets "v1" and "v2".
         backend: of the windowed attention, as ``LocalCrossAttention`` takes it.
 
+    Raises:
+        TypeError: a config that is no ``VisionRememberConfig``.
+
     >>> block = VisionRemember(VisionRememberConfig.preset("v1", hidden_size=64, feature_dims=(128, 128)))
     >>> image_mask = torch.tensor([[False, True, True, True, True, False]])
     >>> vision_map = VisionTokenMap.from_grid(image_mask, grid=(2, 2), feature_grid=(4, 4))
@@ -51,6 +55,7 @@ class VisionRemember(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_type("VisionRemember", "config", config, VisionRememberConfig)
         self.config = config
         self.cross_attention = self.bidirectional = None
         if "cross_attention" in config.layers:
@@ -106,6 +111,9 @@ class VisionRemember(nn.Module):
 
         Raises:
             ValueError: what does not fit the map or the config.
+            TypeError: what is no tensor or no ``VisionTokenMap``; a stream in another dtype than the weights, or
+                features in another than the stream (autocast converts them); a saliency, text_mask or position_ids in
+                a dtype that they may not have.
         """
         config = self.config
         check_stream("VisionRemember", hidden_states, vision_map, config.hidden_size)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from vr_kernels.nn._sizes import is_positive_number
+from vr_kernels.nn._sizes import check_type, is_positive_number
+from vr_kernels.ops._arguments import Arguments
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "layers": (
@@ -182,8 +183,7 @@ class VisionRememberConfig:
     @classmethod
     def preset(cls, name: str, **changes: Any) -> VisionRememberConfig:
         """The configuration of a paper, "v1" or "v2", with ``changes``; without a hidden_size in Qwen2-0.5B."""
-        if name not in PRESETS:
-            raise ValueError(f"VisionRememberConfig: preset is {name!r}; it must be {' or '.join(map(repr, PRESETS))}")
+        Arguments("VisionRememberConfig").choice("preset", name, tuple(PRESETS))
         model = {} if "hidden_size" in changes else {"hidden_size": 896, "num_attention_heads": 14}
         return cls.from_dict(model | PRESETS[name] | changes)
 
@@ -210,7 +210,13 @@ class VisionRememberConfig:
 
     @classmethod
     def from_json(cls, text: str) -> VisionRememberConfig:
-        """The inverse of ``to_json``. Raises ValueError for what is no JSON, and as ``from_dict``."""
+        """The inverse of ``to_json``.
+
+        Raises:
+            ValueError: no JSON; what ``from_dict`` refuses. TypeError: no text.
+        """
+        if not isinstance(text, (bytes, bytearray)):  # which json reads too
+            check_type("VisionRememberConfig", "text", text, str)
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as reason:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vr_kernels.nn._map_checks import check_shapes, check_tables, check_values
-from vr_kernels.nn._token_tables import check_sizes, checked_tiles, describe, tables_of_cells
+from vr_kernels.nn._token_tables import check_sequence, check_sizes, checked_tiles, describe, tables_of_cells
 from vr_kernels.ops._arguments import Arguments, signatures
 
 
@@ -136,7 +136,8 @@ class VisionTokenMap:
                 holds the tiles in this order.
 
         Raises:
-            ValueError: a mask of another shape or dtype; samples whose slots are not filled by whole images.
+            ValueError: a mask of another shape or dtype, or of no sample or slot; samples whose slots are not filled
+                by whole images.
 
         >>> mask = torch.tensor([[True] * 4 + [False], [True] * 2 + [False] * 3])  # two images, then one
         >>> VisionTokenMap.from_grid(mask, grid=(1, 2), feature_grid=(2, 4)).image_sample
@@ -145,6 +146,7 @@ class VisionTokenMap:
         arguments = Arguments("VisionTokenMap.from_grid")
         if not isinstance(image_mask, Tensor) or image_mask.dtype != torch.bool or image_mask.dim() != 2:
             raise arguments.error(f"image_mask is {describe(image_mask)}; it must be a (B, T) tensor of bool")
+        check_sequence(arguments, "image_mask", image_mask, "(B, T)")
         check_sizes(arguments, "grid", grid)
         check_sizes(arguments, "feature_grid", feature_grid)
         per_tile, counts = grid[0] * grid[1], image_mask.sum(1).tolist()
@@ -183,8 +185,8 @@ class VisionTokenMap:
             tiles: how many tiles each image has, in the order of their numbers.
 
         Raises:
-            ValueError: slots of another shape or dtype, outside the grid, naming a cell twice, or spreading an image
-                over several samples.
+            ValueError: slots of another shape or dtype, or of no sample or slot; slots outside the grid, naming a cell
+                twice, or spreading an image over several samples.
 
         >>> slots = torch.tensor([[[-1, -1, -1], [0, 0, 0], [0, 0, 1], [-1, -1, -1]]])  # text, two tokens, text
         >>> VisionTokenMap.from_slots(slots, grid=(2, 2), feature_grid=(4, 4), tiles=[1]).cells
@@ -193,6 +195,7 @@ class VisionTokenMap:
         arguments = Arguments("VisionTokenMap.from_slots")
         if not isinstance(slots, Tensor) or slots.dtype != torch.int64 or slots.dim() != 3 or slots.shape[2] != 3:
             raise arguments.error(f"slots is {describe(slots)}; it must be a (B, T, 3) tensor of int64")
+        check_sequence(arguments, "slots", slots, "(B, T, 3)")
         check_sizes(arguments, "grid", grid)
         check_sizes(arguments, "feature_grid", feature_grid)
         tiles = checked_tiles(arguments, tiles)

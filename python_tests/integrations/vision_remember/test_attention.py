@@ -108,3 +108,11 @@ def test_a_model_without_windows_is_refused(changes: dict[str, Any]) -> None:
         record_window_attention(tiny.model(**changes)),
     ):
         pass
+
+
+def test_what_is_no_model_is_named() -> None:
+    with (
+        pytest.raises(TypeError, match=r"^record_window_attention: model is None; it must be a torch\.nn\.Module$"),
+        record_window_attention(None),  # type: ignore[arg-type]
+    ):
+        pass

@@ -20,6 +20,7 @@ from vr_kernels.compression.projectors.pixel_shuffle import PixelShuffleProjecto
 from vr_kernels.compression.projectors.stf import STFProjector
 from vr_kernels.compression.projectors.token_packer import TokenPackerProjector
 from vr_kernels.compression.projectors.two_layer import ConcatProjector, MLPProjector, PoolProjector
+from vr_kernels.ops._arguments import Arguments
 
 __all__ = [
     "PROJECTORS",
@@ -74,7 +75,5 @@ def build_projector(
     >>> build_projector("pixel_shuffle", feature_dims=32, hidden_size=48).output_grid(24, 24)
     (12, 12)
     """
-    if name not in PROJECTORS:
-        known = ", ".join(f'"{known}"' for known in PROJECTORS)
-        raise ValueError(f"build_projector: name is {name!r}; it must be one of {known}")
+    Arguments("build_projector").choice("name", name, tuple(PROJECTORS))
     return PROJECTORS[name](feature_dims, hidden_size, window, **options)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vr_kernels.integrations.vision_remember.context import NAME
 from vr_kernels.nn import LocalCrossAttention, VisionTokenMap
+from vr_kernels.nn._sizes import check_module
 from vr_kernels.nn.token_feature_cross_attention import TokenFeatureCrossAttention
 
 _BLOCK = re.compile(rf"(?:^|\.)layers\.(\d+)\.{NAME}\.(?:.+\.)?cross_attention$")
@@ -54,8 +55,9 @@ def record_window_attention(model: nn.Module) -> Iterator[dict[int, WindowAttent
         by decoder layer, counted from 1 as in ``vr_layers``: the attention of its last prefill. Empty before one.
 
     Raises:
-        ValueError: a model without a block of local attention.
+        ValueError: a model without a block of local attention. TypeError: a model that is no module.
     """
+    check_module("record_window_attention", "model", model)
     layers = {
         int(found[1]) + 1: layer
         for name, layer in model.named_modules()
