@@ -130,6 +130,7 @@ def window_index_from_grid(
     Args:
         height, width: the feature grid, at least 1. n_h, n_w: windows along each axis, at least 1.
         batch: images; image b's rows start at b*height*width.
+        device: where the index is made; None is torch's default device. dtype: int64 or int32.
 
     Returns:
         (batch*n_h*n_w, K) of ``dtype`` (int64 or int32), K the largest window; feature rows in row-major order.
