@@ -91,14 +91,19 @@ class Operator(Generic[R]):
                     return backend.name
             reasons = "; ".join(f"{backend}: {reason}" for backend, reason in self.reasons(request, None).items())
             raise ValueError(f"{self.name}: no backend can run this call by itself: {reasons}")
+        self.check_name(self.name, name)
         known = {backend.name: backend for backend in self.backends}
-        if not isinstance(name, str) or name not in known:
-            raise ValueError(f"{self.name}: backend is {name!r}; it must be None or one of {', '.join(known)}")
         reason = known[name].refuses(request)
         if reason is not None:
             others = "; ".join(f"{k}: {v}" for k, v in self.reasons(request, None).items() if k != name)
             raise ValueError(f"{self.name}: backend={name!r} cannot run this call: {reason}. The others: {others}")
         return name
+
+    def check_name(self, operation: str, name: Any) -> None:
+        """Refuse, on behalf of ``operation``, what is neither None nor one of the backends."""
+        known = [backend.name for backend in self.backends]
+        if name is not None and not (isinstance(name, str) and name in known):
+            raise ValueError(f"{operation}: backend is {name!r}; it must be None or one of {', '.join(known)}")
 
     def _asked(self, name: str | None) -> str | None:
         """``name``, or what VR_KERNELS_BACKEND says of this operator, or of every operator that has such a backend."""

@@ -170,6 +170,9 @@ REFUSALS = [
     ({"feature_dims": (3,)}, "feature_dims is given"),
     ({"residual": "nothing"}, "residual is 'nothing'"),
     ({"wrong": 1}, "'wrong' is no field"),
+    ({"backend": "nope"}, "apply_vision_remember: backend is 'nope'; it must be None or one of cpu"),
+    ({"backend": "nope", "literal": True, "num_heads": None}, "apply_vision_remember: backend is 'nope'; it must be"),
+    ({"backend": ["cpu"]}, r"apply_vision_remember: backend is \['cpu'\]; it must be None or one of cpu"),
 ]
 
 

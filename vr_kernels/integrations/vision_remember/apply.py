@@ -24,6 +24,8 @@ from vr_kernels.integrations.vision_remember.patch import (
     mark_prompt,
 )
 from vr_kernels.nn import VisionRemember, VisionRememberConfig
+from vr_kernels.ops import local_attention, local_cross_attention
+from vr_kernels.ops._dispatch import functions
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -83,9 +85,9 @@ def apply_vision_remember(
 
     Raises:
         ValueError: another type of model; a model that has blocks already, whose encoding was replaced
-            (``apply_visionzip``), or that drops tokens below a block (``apply_pruning``); layers, levels or fields that
-            do not fit. TypeError: layers, levels or neighborhood that are no sequences; a model that is no module. The
-            model is then as it was.
+            (``apply_visionzip``), or that drops tokens below a block (``apply_pruning``); layers, levels, fields or a
+            backend that do not fit. TypeError: layers, levels or neighborhood that are no sequences; a model that is no
+            module. The model is then as it was.
 
     >>> from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
     >>> vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
@@ -152,6 +154,8 @@ def install(model: nn.Module, patch: Patch, *, backend: str | None = None) -> No
                 f"the model's {method.name} was replaced, as apply_visionzip does; undo that first, for the blocks "
                 "must know what each token is made of"
             )
+    attention = local_attention if patch.config.literal else local_cross_attention
+    functions()[attention].check_name("apply_vision_remember", backend)
     pruning = vars(inner.language_model).get(PRUNING)
     if pruning is not None:
         check_blocks("apply_vision_remember", pruning.rule, patch.layers)
