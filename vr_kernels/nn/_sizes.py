@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vr_kernels.ops._arguments import Arguments, signatures
@@ -80,7 +81,8 @@ def as_levels(operation: str, features: Any) -> list[Tensor]:
 
 def check_tensor(operation: str, name: str, value: Any) -> None:
     """For what a module looks into before an operator does: refuse what is no dense tensor, in an operator's words."""
-    Arguments(operation).tensor(name, *signatures(value))
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
+        Arguments(operation).tensor(name, *signatures(value))
 
 
 def check_type(operation: str, name: str, value: Any, kind: type, called: str | None = None) -> None:
