@@ -57,7 +57,7 @@ def test_models_of_other_types_are_refused_with_the_known_ones() -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"^remove_pruning: model is a NoneType; it must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"^remove_pruning: model is None; it must be a torch.nn.Module"):
         remove_pruning(None)
 
 

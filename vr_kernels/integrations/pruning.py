@@ -14,6 +14,7 @@ from vr_kernels.integrations.pruning_rules import FastV, PyramidDrop, RandomRows
 from vr_kernels.integrations.vispruner import VisPrunerBudget
 from vr_kernels.integrations.zipped_encoders import check_encoders, replace_encoders, restore_encoders
 from vr_kernels.nn import VisionRemember
+from vr_kernels.nn._sizes import check_module
 
 __all__ = ["apply_pruning", "remove_pruning"]
 
@@ -133,8 +134,7 @@ def remove_pruning(model: M, processor: Any = None) -> M:
     >>> remove_pruning(apply_pruning(model, "random")) is model
     True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"remove_pruning: model is a {type(model).__name__}; it must be a torch.nn.Module")
+    check_module("remove_pruning", "model", model)
     for module in model.modules():
         pruning = vars(module).get(STATE)
         if pruning is not None:

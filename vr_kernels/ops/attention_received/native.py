@@ -1,4 +1,4 @@
-"""Attention received on the CPU: GEMMs of torch by blocks of rows, and a pass of csrc/cpu/importance_received.cpp each."""
+"""Attention received on the CPU: GEMMs of torch by blocks of rows, and a pass of importance_received.cpp over each."""
 
 from __future__ import annotations
 
