@@ -164,13 +164,17 @@ def test_the_readme_s_digits_are_those_of_the_records() -> None:
     assert f"| {' | '.join(cells)} |" in readme
     *others, last = [percent(record["accuracy"]["unseen"]) for record in found["pool"]]
     assert f"{', '.join(others)} and {last} %" in readme
-    of_levels = tables.read_records("digits", ["components"], partial=True)["multi-level"]
-    for gain, sentence in (
-        (tables.gain_over(found["full"], found["control"]), "Vision Remember gains {} points"),
-        (tables.gain_over(of_levels, found["local"]), "three levels of features {} over one"),
+    found |= tables.read_records("digits", ["components", "interaction"], partial=True)
+    for row, over, decided, sentence in (
+        ("full", "control", "yes", "Vision Remember gains {} points"),
+        ("full", "global", "yes", "over global attention in place of local {},"),
+        ("multi-level", "local", "yes", "three levels of features {} over one"),
+        ("deformable", "full", "no", "ends above it here, by {}: not decided"),
     ):
+        gain = tables.gain_over(found[row], found[over])
         assert gain is not None
-        assert gain.mean > gain.half
+        assert estimates.decided(gain, None) == decided
+        assert gain.mean > 0
         assert sentence.format(f"{percent(gain.mean)} ± {percent(gain.half)}") in readme
     over_pool = tables.gain_over(found["full"], found["pool"])
     assert over_pool is not None
