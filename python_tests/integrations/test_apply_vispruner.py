@@ -142,7 +142,7 @@ def test_what_no_image_can_meet_is_refused(options: dict[str, Any], error: type[
     assert "get_image_features" not in vars(host.model)
 
 
-@pytest.mark.parametrize("fault", [{"count": -3}, {"processor": object()}], ids=str)
+@pytest.mark.parametrize("fault", [{"count": -3}, {"processor": object()}], ids=["count", "processor"])
 def test_what_is_refused_leaves_the_pruning_that_was_there(fault: dict[str, Any]) -> None:
     host = apply_pruning(model("llava"), "fastv", layer=1, keep_ratio=0.5)
     with pytest.raises((TypeError, ValueError)):

@@ -1,6 +1,6 @@
 // A block of CUDA threads on one CPU thread: each has a stack of its own and runs until it must wait for others. The
-// order in which they run is drawn from a seed, and a warp runs as far ahead of the others as barriers let it, so that a
-// missing barrier shows as a result that depends on the order.
+// order in which they run is drawn from a seed, and a warp runs as far ahead of the others as barriers let it, so that
+// a missing barrier shows as a result that depends on the order.
 #pragma once
 
 #include <cstdint>
