@@ -31,7 +31,7 @@ class Error:
             error = (result.double() - exact).abs()
             self.squares += float(error.square().sum())
             self.elements += error.numel()
-            self.largest = max(self.largest, float(error.max()))
+            self.largest = float(error.max().clamp(min=self.largest))  # where one is NaN, so is the largest
 
     @property
     def root_mean_square(self) -> float:

@@ -48,6 +48,6 @@ def assert_equal_up_to_rounding(results: dict[str, Tensor], expected: dict[str, 
     """Equal but for what torch's GEMMs sum in another order where their operands are strided otherwise: no further
     apart than so many units of rounding of a result's largest number."""
     for name, result in results.items():
-        largest = float(expected[name].nan_to_num(neginf=0).abs().amax()) if result.numel() > 0 else 0.0
+        largest = float(expected[name].nan_to_num(posinf=0, neginf=0).abs().amax()) if result.numel() > 0 else 0.0
         tolerance = rounding * torch.finfo(result.dtype).eps * largest
         torch.testing.assert_close(result, expected[name], rtol=0, atol=tolerance, msg=name)

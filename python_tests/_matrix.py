@@ -28,6 +28,12 @@ class Cell(NamedTuple):
         return next(subject for subject in SUBJECTS if subject.name == self.operator)
 
 
+def is_contained(cell: Cell) -> bool:
+    """Whether the backward cell computes a forward cell too: with the outputs that it differentiates. Not a GELU, which
+    a call without gradients computes in the kernel, and one that is recorded behind it."""
+    return cell.direction == "forward" and cell.option != "GELU"
+
+
 def cells() -> Iterator[Cell]:
     for subject in SUBJECTS:
         axes = (DIRECTIONS, subject.forms, subject.options, DTYPES)

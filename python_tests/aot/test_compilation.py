@@ -43,6 +43,11 @@ def assert_fits(kernels: list[Kernel], names: set[str]) -> None:
         assert kernel.resources["STACK"] <= STACK_LIMIT[VERSION], f"{kernel.name}: {kernel.resources}"
 
 
+# The dtype is part of a test's name, by which the oldest Triton is given its own.
+over_attention = pytest.mark.parametrize(
+    ("itemsize", "slots"), [pytest.param(*key, id=f"{DTYPES[key[0]]}-{key[1]} slots") for key in ATTENTION]
+)
+
 FUSED_KERNELS = {"feature_statistics", "window_scores", "window_project", "window_outer"}
 GRID_KERNELS = {"window_attention_forward", "window_attention_backward", "disjoint_windows"}
 INDEXED_KERNELS = {"window_attention_forward", "window_attention_backward", "overlapping_windows"}
@@ -53,18 +58,18 @@ def test_both_tables_have_the_same_keys() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("itemsize", "slots"), ATTENTION)
+@over_attention
 def test_cross_attention_with_everything_fits(itemsize: int, slots: int, architecture: int) -> None:
     kernels = compiled(architecture, "cross_attention", DTYPES[itemsize], slots, norm="level")
     assert_fits(kernels, GRID_KERNELS)
 
 
-@pytest.mark.parametrize(("itemsize", "slots"), ATTENTION)
+@over_attention
 def test_overlapping_windows_fit(itemsize: int, slots: int) -> None:
     assert_fits(compiled(90, "cross_attention", DTYPES[itemsize], slots, indexed=True, norm="all"), INDEXED_KERNELS)
 
 
-@pytest.mark.parametrize(("itemsize", "slots"), ATTENTION)
+@over_attention
 def test_plain_attention_fits(itemsize: int, slots: int) -> None:
     assert_fits(compiled(90, "attention", DTYPES[itemsize], slots), GRID_KERNELS)
 

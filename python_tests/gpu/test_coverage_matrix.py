@@ -9,13 +9,12 @@ import pytest
 from torch import Tensor
 
 from python_tests._errors import assert_obeys_the_error_rule
-from python_tests._matrix import Cell, cells, draw
+from python_tests._matrix import Cell, cells, draw, is_contained
 from python_tests.gpu._gpu import KERNELS, need, on_gpu
 
 pytestmark = pytest.mark.gpu
 
-# A backward cell is checked with the outputs that it differentiates: it contains the forward cell.
-RUNS = [(backend, cell) for cell in cells() if cell.direction == "backward" for backend in KERNELS[cell.operator]]
+RUNS = [(backend, cell) for cell in cells() if not is_contained(cell) for backend in KERNELS[cell.operator]]
 
 
 @pytest.mark.parametrize(("backend", "cell"), [pytest.param(*run, id="-".join([run[0], *run[1]])) for run in RUNS])
@@ -36,5 +35,6 @@ def test_the_kernel_obeys_the_error_rule(backend: str, cell: Cell) -> None:
         run("reference"),
         lambda seed: draw(cell, seed),
         draws=max(6, cell.subject.draws),
+        wanted=[] if cell.direction == "forward" else None,
         norms=["root_mean_square"],  # of few and small tensors: the largest of a few numbers is luck
     )

@@ -75,14 +75,13 @@ def test_received_takes_the_smallest_calls(batch: int, tokens: int) -> None:
     torch.testing.assert_close(results["d query"], torch.zeros_like(call["query"]), rtol=0, atol=1e-6)
 
 
-def test_received_gradients_that_nobody_asks_for_are_not_made() -> None:
+def test_a_gradient_of_received_alone_is_the_same() -> None:
     call = received_call(lse=True)
     expected = evaluate(ATTENTION_RECEIVED.run("reference"), call, [torch.ones(2, 7)])
     for name in ("query", "key", "lse"):
         arguments = call | {name: call[name].clone().requires_grad_()}
         vr_kernels.attention_received(**arguments, backend="triton").sum().backward()
         torch.testing.assert_close(arguments[name].grad, expected[f"d {name}"])
-        assert all(arguments[other].grad is None for other in ("query", "key", "lse") if other != name)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -137,14 +136,13 @@ def test_received_reads_any_strides() -> None:
         torch.testing.assert_close(result, expected[name], rtol=0, atol=0, msg=name)
 
 
-def test_importance_gradients_that_nobody_asks_for_are_not_made() -> None:
+def test_a_gradient_of_importance_alone_is_the_same() -> None:
     call = importance_call()
     expected = evaluate(ATTENTION_IMPORTANCE.run("reference"), call, [torch.ones(2, 7)])
-    for name, other in (("query_rows", "key"), ("key", "query_rows")):
+    for name in ("query_rows", "key"):
         arguments = call | {name: call[name].clone().requires_grad_()}
         vr_kernels.attention_importance(**arguments, backend="triton").sum().backward()
         torch.testing.assert_close(arguments[name].grad, expected[f"d {name}"])
-        assert arguments[other].grad is None
 
 
 def test_importance_refuses_wider_heads_by_name() -> None:

@@ -188,12 +188,14 @@ def test_loaded_weights_are_not_made_anew_where_others_are_missing(part: str, tm
         assert loaded.state_dict()[name].isfinite().all()
 
 
-def test_a_model_on_the_meta_device_takes_loaded_weights(tmp_path: Path) -> None:
+def test_a_model_on_the_meta_device_takes_loaded_weights() -> None:
     model = tiny.model()
     with torch.device("meta"):
         empty = LlavaVRForConditionalGeneration(tiny.config())
     assert all(parameter.is_meta for parameter in empty.parameters())
     assert empty.state_dict().keys() == model.state_dict().keys()
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert_same(empty, model)
 
 
 def test_a_copied_model_runs_its_own_blocks() -> None:

@@ -58,9 +58,11 @@ def by_hand(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]
     )  # fmt: skip
     rotary, seen = decoder.rotary_emb(states, positions), []
     for number, layer in enumerate(decoder.layers, 1):
+        made = states
         if number in config.vr_layers and config.vr_position == "before":
             states = layer.vision_remember(states, vision_map, features, **call)
-        seen.append(states)
+        # transformers captures what a layer made, and what entered the first one.
+        seen.append(states if number == 1 else made)
         states = layer(states, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         if number in config.vr_layers and config.vr_position == "after":
             states = layer.vision_remember(states, vision_map, features, **call)
@@ -93,7 +95,7 @@ def test_logits_and_captured_states_are_those_of_the_oracle(variant: str, positi
     got = model(**inputs, output_hidden_states=True)
     torch.testing.assert_close(got.logits, expected, rtol=1e-4, atol=1e-4)
     assert len(got.hidden_states) == len(states)
-    for mine, its in zip(states if position == "after" else got.hidden_states, got.hidden_states, strict=True):
+    for mine, its in zip(states, got.hidden_states, strict=True):
         torch.testing.assert_close(its, mine, rtol=1e-4, atol=1e-4)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -174,11 +176,25 @@ def test_a_new_block_of_ordinary_initialisation_is_not(layers: tuple[str, ...]) 
     assert (run(block, inputs) != inputs.hidden_states)[inputs.vision_mask].any(-1).all()
 
 
-def test_the_backend_is_that_asked_for() -> None:
+def test_the_backend_is_that_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def noted(operator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, backend: str | None = None, **named: Any) -> Any:
+            asked.append(backend)
+            return operator(*arguments, backend=backend, **named)
+
+        return call
+
+    for module, name in (("local_cross_attention", "local_cross_attention"), ("_literal_attention", "local_attention")):
+        caller = sys.modules[f"vr_kernels.nn.{module}"]
+        monkeypatch.setattr(caller, name, noted(getattr(caller, name)))
     inputs = batch().to(torch.float32)
     for options in ({}, {"literal": True, "num_heads": None}):
         for backend in ("reference", "cpu"):
+            asked.clear()
             run(VisionRemember(config_of(**options), backend=backend), inputs)
+            assert set(asked) == {backend}
         with pytest.raises(ValueError, match="backend"):
             run(VisionRemember(config_of(**options), backend="cuda"), inputs)
 

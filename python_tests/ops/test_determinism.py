@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from python_tests._cases import Call
-from python_tests._errors import evaluate, random_cotangents
+from python_tests._errors import assert_obeys_the_error_rule, evaluate, random_cotangents
 from python_tests._operators import PATCH_LINEAR, SUBJECTS, Subject, over, over_backends
+from python_tests.ops._larger import LARGER, larger
 
 
 def everything(subject: Subject, dtype: torch.dtype = torch.float32) -> Call:
@@ -44,13 +45,28 @@ def test_250_repeats_have_the_same_bits(subject: Subject, backend: str) -> None:
 @over([subject for subject in SUBJECTS if subject is not PATCH_LINEAR])
 @pytest.mark.usefixtures("threads")
 def test_the_number_of_threads_changes_no_bit(subject: Subject, dtype: torch.dtype) -> None:
-    function, call = subject.run("cpu"), everything(subject, dtype)
+    function, call = subject.run("cpu"), subject.call(dtype=dtype, **larger(subject))
     cotangents = random_cotangents(function, call)
     torch.set_num_threads(1)
     alone = evaluate(function, call, cotangents)
     for count in (2, 3, 8):
         torch.set_num_threads(count)
         assert_same_bits(evaluate(function, call, cotangents), alone)
+
+
+@over([subject for subject in SUBJECTS if subject.name in LARGER])
+@pytest.mark.usefixtures("threads")
+def test_several_threads_obey_the_error_rule(subject: Subject) -> None:
+    torch.set_num_threads(3)
+    reference = subject.run("reference")
+    assert_obeys_the_error_rule(
+        subject.run("cpu"),
+        reference,
+        reference,
+        lambda seed: subject.call(seed, **larger(subject)),
+        draws=1,
+        norms=["root_mean_square"],
+    )
 
 
 @over_backends()

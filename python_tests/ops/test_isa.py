@@ -13,7 +13,7 @@ import torch
 
 from python_tests._cases import DTYPES
 from python_tests._errors import evaluate, random_cotangents
-from python_tests._operators import LOCAL_ATTENTION, Subject, over_windowed
+from python_tests._operators import DEFORMABLE_ATTENTION, LOCAL_ATTENTION, WINDOWED, Subject, over, over_windowed
 from vr_kernels import _C
 
 AVAILABLE = _C.cpu_features()["available"]
@@ -28,6 +28,8 @@ def _restore() -> Iterator[None]:
 
 
 def every_argument(subject: Subject) -> dict[str, Any]:
+    if subject is DEFORMABLE_ATTENTION:
+        return {"width": 37}
     if subject is LOCAL_ATTENTION:
         return {"kv_heads": 1, "heads": 5, "width": (37, 32), "bias": "per window", "saliency": True}
     return {"widths": (37, 32), "norm": "level", "biases": True, "bias": "per window", "saliency": "value"}
@@ -47,8 +49,20 @@ def test_each_obeys_the_error_rule(subject: Subject, indexed: bool, dtype: torch
     )
 
 
+@isas
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 7, 16, 37, 100])
+def test_each_samples_within_the_error_rule(width: int, dtype: torch.dtype, isa: str) -> None:
+    _C.set_isa(isa)
+    DEFORMABLE_ATTENTION.assert_obeys_the_error_rule(
+        "cpu",
+        lambda seed: DEFORMABLE_ATTENTION.call(seed, dtype=dtype, width=width),
+        norms=["root_mean_square"],
+    )
+
+
 @pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa != "baseline"])
-@over_windowed
+@over([*WINDOWED, DEFORMABLE_ATTENTION])
 def test_each_differs_from_the_baseline_in_rounding(subject: Subject, isa: str) -> None:
     # If no bit differed, set_isa would choose nothing. Only the AMX tiles take bfloat16.
     dtype = torch.bfloat16 if isa == "amx" else torch.float32

@@ -10,29 +10,19 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from python_tests._errors import evaluate, random_cotangents
 from python_tests._operators import SUBJECTS, Subject, backends_of, over
+from python_tests.ops._larger import LARGER
 from vr_kernels.ops import _native
 
 WITH_KERNELS = [subject for subject in SUBJECTS if "cpu" in backends_of(subject)]
 ROOT = Path(__file__).parents[2]
 CALLS = 10_000
 ALLOWED = 1 << 20  # bytes that the resident set may grow by over them all, so that 105 bytes a call are seen
-
-# Sizes at which the kernels that would do smaller calls in one thread make several.
-STREAM = {"length": 97, "width": 1024}
-LARGER: dict[str, dict[str, Any]] = {
-    "text_guide_token": STREAM,
-    "gather_tokens": STREAM | {"tokens": 40, "norm": True, "guide": True},
-    "scatter_add_tokens": STREAM | {"tokens": 40},
-    "attention_importance": {"tokens": 577, "width": 64},
-    "patch_linear": {"patches": (16, 16), "widths": (64, 64)},
-}
 
 sanitized = pytest.mark.skipif(
     _native.unavailable() is None and _native.module().build_info()["sanitizer"],
