@@ -34,6 +34,9 @@ struct alignas(64) TileConfig {
   }
 };
 
+// gcc's tile loads do not say what they read: nothing else keeps the stores of a pack in front of them.
+inline void finish_stores() { __asm__ volatile("" : : : "memory"); }
+
 inline int64_t parts_of(int64_t count, int64_t largest) { return (count + largest - 1) / largest; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -194,6 +197,7 @@ void dot_rows(const bfloat16* queries, int64_t query_stride, int64_t heads, Feat
         for (int64_t j = 0; j < channels; j += kTileChannels) {
           transpose(segment.rows + k, smaller(slots - k, kTileSlots), c + j, pack + j * kTileSlots);
         }
+        finish_stores();
         for_head_tiles(heads, [&](int64_t g, int64_t tile_heads, int64_t done) {
           dot_chunk(segment_queries + g * query_stride + c, query_stride, tile_heads, done, pack, channels,
                     scores + g * score_stride + k, score_stride);
@@ -211,6 +215,7 @@ void mix_rows(const bfloat16* weights, int64_t weight_stride, int64_t heads, Fea
     for (int64_t c = 0; c < segment.channels; c += kMixChunk) {
       const int64_t channels = smaller(kMixChunk, segment.channels - c);
       pack_for_mix(segment.rows, slots, c, channels, pack);
+      finish_stores();
       for_head_tiles(heads, [&](int64_t g, int64_t tile_heads, int64_t) {
         mix_chunk(weights + g * weight_stride, weight_stride, tile_heads, pack, slots, channels,
                   out + g * out_stride + c, out_stride);

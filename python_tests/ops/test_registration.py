@@ -182,6 +182,24 @@ def test_vmap_over_each_argument_is_a_loop(subject: Subject) -> None:
                 torch.testing.assert_close(result[i], expected, rtol=0, atol=0, msg=name)
 
 
+@over_operators
+def test_vmap_over_nothing_is_refused_in_words(subject: Subject) -> None:
+    call = subject.call()
+    names = list(floating_tensors(call))
+    with pytest.raises(ValueError, match=f"{subject.name}: vmap maps over a dimension of size 0"):
+        torch.vmap(lambda x: subject.run("cpu")(**(call | {names[-1]: x})))(call[names[-1]][None][:0])
+
+
+@over_operators
+def test_no_autocast_reaches_the_meta_device(subject: Subject) -> None:
+    call = map_tensors(subject.call(), lambda tensor: tensor.to("meta"))
+    call |= {name: value.to("meta") for name, value in call.items() if isinstance(value, Tensor)}
+    expected = subject.run(None)(**call)
+    with torch.autocast("cpu", torch.bfloat16):
+        for result, like in zip(subject.run(None)(**call), expected, strict=True):
+            assert (result.shape, result.dtype, result.device.type) == (like.shape, like.dtype, "meta")
+
+
 def refused(function: Callable[[], Any], subject: Subject, words: str) -> None:
     with pytest.raises(RuntimeError, match=f"{subject.name}: {words}.*backend='reference'"):
         function()
@@ -209,6 +227,13 @@ def test_functorch_s_derivatives_raise(subject: Subject) -> None:
 
     refused(lambda: torch.func.jvp(total, (query,), (query,)), subject, "forward-mode differentiation")
     refused(lambda: torch.func.grad(total)(query), subject, "torch.func.grad")
+    if isinstance(query, Tensor):
+        batch = query[None]
+        refused(lambda: torch.func.jvp(torch.vmap(total), (batch,), (batch,)), subject, "forward-mode differentiation")
+        with forward_ad.dual_level():
+            torch.testing.assert_close(torch.vmap(total)(batch), total(query)[None])
+            dual = forward_ad.make_dual(batch, batch)
+            refused(lambda: torch.vmap(total)(dual), subject, "forward-mode differentiation")
 
 
 @over_operators

@@ -87,10 +87,12 @@ def _described(value: Any) -> str:
 
 
 def _is_plain(call: Mapping[str, Any]) -> bool:
-    """Whether the values are numbers that a second call may read: no fake, traced or wrapped tensors, no autocast."""
+    """Whether the values are numbers that a second call may read: no fake, traced or wrapped tensors, none without
+    memory, no autocast."""
     tensors = [tensor for value in call.values() for tensor in _tensors(value)]
     return all(
         type(tensor) in (Tensor, torch.nn.Parameter)
+        and not tensor.is_meta
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and not torch.is_autocast_enabled(tensor.device.type)
         for tensor in tensors

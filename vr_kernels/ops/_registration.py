@@ -73,18 +73,22 @@ def refuse_other_modes(operator: str, tensors: Sequence[Tensor]) -> None:
     if torch.compiler.is_compiling():
         return
     advice = "is not supported by the compiled backends; use backend='reference' for it"
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise RuntimeError(f"{operator}: forward-mode differentiation {advice}")
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        transforms = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
-        if torch._C._functorch.TransformType.Grad in transforms:
-            raise RuntimeError(f"{operator}: torch.func.grad {advice}, or call backward()")
+    transforms = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    if torch._C._functorch.TransformType.Grad in transforms:
+        raise RuntimeError(f"{operator}: torch.func.grad {advice}, or call backward()")
+    if forward_ad._current_level >= 0:
+        # What vmap has batched does not tell its tangent: its examples are asked one by one, outside of a jvp.
+        batched = [torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors]
+        under_jvp = True in batched and torch._C._functorch.TransformType.Jvp in transforms
+        plain = [tensor for tensor, is_batched in zip(tensors, batched, strict=True) if not is_batched]
+        if under_jvp or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in plain):
+            raise RuntimeError(f"{operator}: forward-mode differentiation {advice}")
 
 
 def intercepted(tensors: Sequence[Tensor]) -> bool:
     """Whether something wants to see the operator itself: a compiler or tracer, a torch mode, functorch, forward-mode
-    differentiation, autocast, a subclass, or a tensor whose memory holds the opposite of its numbers
-    (``x.conj().imag``): the dispatcher writes it out.
+    differentiation, autocast, a subclass, a tensor without memory, or one whose memory holds the opposite of its
+    numbers (``x.conj().imag``): the dispatcher writes it out.
 
     If not, torch's dispatcher can be skipped, which is most of a small call's cost: the kernel is called as it is, or
     from an ``autograd.Function``.
@@ -98,7 +102,7 @@ def intercepted(tensors: Sequence[Tensor]) -> bool:
         or forward_ad._current_level >= 0
         or torch._C._is_any_autocast_enabled()
         or not _PLAIN.issuperset(map(type, tensors))
-        or True in [tensor.is_neg() for tensor in tensors]
+        or True in [tensor.is_meta or tensor.is_neg() for tensor in tensors]
     )
 
 
@@ -216,7 +220,7 @@ def cast_for_autocast(query: Tensor, *arguments: Any, cast: Callable[[Tensor, to
     if not torch._C._is_any_autocast_enabled():
         return (query, *arguments)
     device = query.device.type if isinstance(query, Tensor) else "cpu"
-    if not torch.is_autocast_enabled(device):
+    if not torch._C._is_autocast_available(device) or not torch.is_autocast_enabled(device):  # meta has none
         return (query, *arguments)
     dtype = torch.get_autocast_dtype(device)
 
@@ -245,10 +249,14 @@ def _loop_over_batch(overload: Any) -> Callable[..., Any]:
     def rule(info: Any, in_dims: Any, *args: Any) -> Any:
         flat, spec = pytree.tree_flatten(list(args))
         dims = pytree.tree_flatten(list(in_dims), is_leaf=lambda dim: dim is None)[0]
+        operator = overload.__name__.partition(".")[0]
         results = []
         for i in range(info.batch_size):
             example = [x if dim is None else x.select(dim, i) for x, dim in zip(flat, dims, strict=True)]
+            refuse_other_modes(operator, [x for x in example if isinstance(x, Tensor)])
             results.append(overload(*pytree.tree_unflatten(example, spec)))
+        if not results:
+            raise ValueError(f"{operator}: vmap maps over a dimension of size 0; it must be at least 1")
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
         columns = [torch.stack(column) for column in zip(*results, strict=True)]

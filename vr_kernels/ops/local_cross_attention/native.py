@@ -12,7 +12,7 @@ from vr_kernels.ops.local_cross_attention.blocked import Engine
 def block_dtype(dtype: torch.dtype) -> torch.dtype:
     """bfloat16 only where the CPU has it; float16 never: its GEMMs are no faster here, and u, g and their gradients
     carry feature outliers and loss scales that it cannot hold."""
-    if dtype == torch.bfloat16 and _native.module().cpu_features()["avx512_bf16"]:
+    if dtype == torch.bfloat16 and _native.module().cpu_features().get("avx512_bf16", False):
         return dtype
     return torch.float32
 
