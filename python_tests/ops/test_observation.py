@@ -186,6 +186,12 @@ print(compiled(torch.ones(1, 1, 1, 1, 2), torch.ones(1, 2, 2, 1, 2)).flatten().t
     assert done.stdout == "[1.0, 1.0]\n", done.stderr
 
 
+def test_calls_without_memory_are_not_compared(tmp_path: Path) -> None:
+    query, key = torch.empty(1, 2, 2, 1, 8, device="meta"), torch.empty(1, 4, 4, 1, 8, device="meta")
+    assert observed(vr_kernels.local_attention, tmp_path)(query, key).is_meta
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_variable_stands_in_the_table() -> None:
     folders = ("vr_kernels", "python_tests", "bench", "examples")
     sources = [*(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))]
