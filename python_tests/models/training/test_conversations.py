@@ -61,6 +61,14 @@ def test_json_lines_hold_the_same_records(tmp_path: Path) -> None:
         assert [int(dataset[place]["number"]) for place in range(len(dataset))] == list(range(16))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_a_text_in_json_lines_may_hold_other_separators_of_lines(end: str, tmp_path: Path) -> None:
+    records = [{"conversations": [{"from": "human", "value": f"a\u2028b\u2029c\x85 {n}?"}, SAID]} for n in range(2)]
+    lines = "".join(json.dumps(record, ensure_ascii=False) + end for record in records)
+    (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8", newline="")
+    assert ConversationDataset(tmp_path / "data.jsonl", None, lengths).records == records
+
+
 def spoil(folder: Path) -> None:
     """Sample 0 loses its image, 3 gets half of one, 4 gets a text for one; 5 loses its conversation."""
     images = folder / "images"

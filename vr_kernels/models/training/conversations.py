@@ -124,7 +124,8 @@ def _read_records(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
         lines = path.suffix == ".jsonl"
-        records = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+        # Not splitlines: JSON allows other separators of lines inside a text, such as U+2028.
+        records = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
     except OSError as reason:
         raise ValueError(f"ConversationDataset: data {path} cannot be read: {reason.strerror}") from None
     except (ValueError, RecursionError) as reason:
