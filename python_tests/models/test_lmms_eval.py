@@ -87,6 +87,16 @@ def test_a_temperature_draws(model: Any) -> None:
     )
 
 
+def test_what_a_task_asks_of_another_model_is_left_out_and_said_once(
+    model: Any, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = GREEDY | {"image_aspect_ratio": "original"}
+    assert model.generate_until(generations(asked, GREEDY, asked)) == [alone(folder, number) for number in range(3)]
+    assert [record.getMessage() for record in caplog.records if record.name == "vr_kernels"] == [
+        "of generation_kwargs image_aspect_ratio left out: no option of transformers' generate"
+    ]
+
+
 def test_the_likelihood_is_that_of_the_target_of_each_document(model: Any, folder: Path) -> None:
     asked = [
         Instance((DOCUMENTS[0]["question"], lambda document: document["answer"], images_of, 0, *PLACE)),

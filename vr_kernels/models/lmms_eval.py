@@ -7,7 +7,9 @@ What is relied on inside lmms-eval stands here, as of 0.7.3.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -119,11 +121,27 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _options(asked: dict[str, Any]) -> dict[str, Any]:
-    """Of ``generate``: greedy unless there is a temperature, as lmms-eval's own models."""
-    options = {"max_new_tokens": 1024} | {name: value for name, value in asked.items() if name != "until"}
+    """Of ``generate``: greedy unless there is a temperature, as lmms-eval's own models.
+
+    Tasks also ask for what is of another model, such as ``image_aspect_ratio``: ``generate`` would refuse it.
+    """
+    from transformers import GenerationConfig
+
+    known = vars(GenerationConfig())
+    _say_what_is_left_out(tuple(sorted(asked.keys() - known.keys() - {"until"})))
+    options = {"max_new_tokens": 1024} | {name: value for name, value in asked.items() if name in known}
     if options.get("temperature"):
         return options | {"do_sample": True}
     return options | {"do_sample": False, "temperature": None, "top_p": None}
+
+
+@functools.cache
+def _say_what_is_left_out(names: tuple[str, ...]) -> None:
+    """Once for the same ones."""
+    if names:
+        logging.getLogger("vr_kernels").warning(
+            "of generation_kwargs %s left out: no option of transformers' generate", ", ".join(names)
+        )
 
 
 def _until(answer: str, asked: dict[str, Any]) -> str:
