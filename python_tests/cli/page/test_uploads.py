@@ -48,14 +48,32 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
+def write_head(file: Path, width: int, height: int) -> Path:
+    """There is nothing to decode: decoded, the file would be called broken."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    return file
+
+
 @pytest.mark.parametrize("side", [7000, 12_000, 100_000], ids=["large", "suspect to Pillow", "refused by Pillow"])
 def test_many_pixels_in_a_small_file_are_refused_before_they_are_decoded(tmp_path: Path, side: int) -> None:
-    """There is nothing to decode: decoded, the file would be called broken."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    file = tmp_path / "bomb.png"
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    file = write_head(tmp_path / "bomb.png", side, side)
     with pytest.raises(ValueError, match=r"bomb\.png has more than 40 million pixels"):
         uploads.read_image(file)
+
+
+@pytest.mark.parametrize("size", [(2_000_000, 20), (1, 51)], ids=["wide", "high"])
+def test_a_narrow_image_is_refused_before_a_processor_makes_a_huge_one_of_it(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    file = write_head(tmp_path / "narrow.png", *size)
+    with pytest.raises(ValueError, match=r"^narrow\.png is too narrow: one side may be 50 times the other\.$"):
+        uploads.read_image(file)
+
+
+def test_a_panorama_is_no_narrow_image(tmp_path: Path) -> None:
+    _llava_vr.image(2, 100).save(tmp_path / "panorama.png")
+    assert uploads.read_image(tmp_path / "panorama.png").size == (100, 2)
 
 
 def test_a_large_file_is_refused_before_it_is_opened(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000  # decoded, 120 MB
+MAX_RATIO = 50  # of the sides: some processors scale the shorter side to a tile's, and the longer one with it
 MAX_QUESTION = 2000  # characters
 
 
@@ -27,14 +28,18 @@ def read_image(path: Path) -> Any:
         raise ValueError(f"{path.name} is no longer here: upload it again.") from None
     if size > MAX_BYTES:
         raise ValueError(f"{path.name} has {size / 2**20:.1f} MB; it may have {MAX_BYTES // 2**20}.")
+    narrow = False
     try:
         with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
-            if image.width * image.height <= MAX_PIXELS:
+            narrow = max(image.size) > MAX_RATIO * min(image.size)
+            if image.width * image.height <= MAX_PIXELS and not narrow:
                 return ImageOps.exif_transpose(image).convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass  # Pillow has limits of its own, above ours
     except Exception:  # Pillow's decoders raise whatever a corrupt file makes them stumble over
         raise ValueError(f"{path.name} cannot be read as a PNG, JPEG or WebP image; it may be broken.") from None
+    if narrow:
+        raise ValueError(f"{path.name} is too narrow: one side may be {MAX_RATIO} times the other.")
     raise ValueError(f"{path.name} has more than {MAX_PIXELS // 10**6} million pixels.")
 
 
