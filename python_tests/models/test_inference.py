@@ -109,3 +109,13 @@ def test_the_first_token_stands_once(template: str | None) -> None:
 def test_an_image_comes_in_rgb(tmp_path: Path) -> None:
     _llava_vr.image().convert("LA").save(tmp_path / "grey.png")
     assert open_image(tmp_path / "grey.png").mode == "RGB"
+
+
+def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    orientation, quarter_turn = 0x0112, 6
+    exif = Image.Exif()
+    exif[orientation] = quarter_turn
+    _llava_vr.image(40, 60).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (40, 60)

@@ -105,12 +105,12 @@ class Assistant:
 
 
 def open_image(path: Path) -> Any:
-    """In RGB.
+    """In RGB, turned as its camera says.
 
     Raises:
         ValueError: a file that is missing or no image that can be decoded.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         missing = not path.is_file()
@@ -120,7 +120,7 @@ def open_image(path: Path) -> Any:
         raise ValueError(f"image {path} is missing")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as reason:  # Pillow's decoders raise whatever a corrupt file makes them stumble over
         raise ValueError(f"image {path} cannot be read: {reason}") from reason
 
