@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2Model
 
 from python_tests.models.training import _processes, _tiny
 from python_tests.models.training.test_phases import NAMES
@@ -125,6 +125,26 @@ def test_bfloat16_computes_in_autocast_and_keeps_float32_weights(folder: Path) -
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
     assert losses[0] != losses[1]
     assert exact.steps == 2
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["llava_vr", "llava_next"])
+def test_a_step_builds_no_cache_and_the_saved_config_says_nothing_of_it(
+    stock: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches, forward = [], Qwen2Model.forward
+
+    def observed(self: Any, *arguments: Any, **options: Any) -> Any:
+        output = forward(self, *arguments, **options)
+        caches.append(output.past_key_values)
+        return output
+
+    monkeypatch.setattr(Qwen2Model, "forward", observed)
+    start = _tiny.save_llava_next(folder / "next") if stock else folder / "start"
+    result = run(folder, model=str(start), save_steps=1, max_steps=2)
+    assert len(caches) == 2 * 4  # also after a checkpoint
+    assert set(caches) == {None}
+    for saved in (result.model, folder / "out" / "checkpoint-1"):
+        assert config(saved) == config(start)
 
 
 def test_a_run_leaves_its_newest_checkpoints_its_log_and_its_loss_curve(folder: Path) -> None:

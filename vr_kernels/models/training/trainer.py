@@ -7,7 +7,8 @@ Relied on inside ``Trainer``, beyond its documented methods: ``_save_checkpoint`
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,6 @@ class VisionLanguageTrainer(Trainer):
         self.learning_rates, self.keep = dict(learning_rates), keep
         self.stages = False
         super().__init__(**options)
-        # Trainer notes there how it trains; the model is saved with the config that it came with.
-        vars(self.model.config).pop("use_cache", None)
         trained = {group for _, group, parameter in grouped_parameters(self.model) if parameter.requires_grad}
         for group in self.learning_rates:
             if group not in trained:
@@ -86,7 +85,8 @@ class VisionLanguageTrainer(Trainer):
         self._clear_staging()
         self.stages = True
         try:
-            super()._save_checkpoint(model, trial)
+            with self._config_as_it_came():
+                super()._save_checkpoint(model, trial)
         finally:
             self.stages = False
         self._publish(f"checkpoint-{self.state.global_step}")
@@ -100,7 +100,8 @@ class VisionLanguageTrainer(Trainer):
         state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
         if self.is_world_process_zero():
             staged = self.output_dir / STAGING / name
-            self.model.save_pretrained(staged, state_dict=state)
+            with self._config_as_it_came():
+                self.model.save_pretrained(staged, state_dict=state)
             self.processing_class.save_pretrained(staged)
         return self._publish(name)
 
@@ -117,6 +118,16 @@ class VisionLanguageTrainer(Trainer):
         if plugin.transformer_cls_names_to_wrap is None:
             blocks = [layer.vision_remember for layer in layers if hasattr(layer, "vision_remember")]
             plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in (*layers, *blocks)})
+
+    @contextmanager
+    def _config_as_it_came(self) -> Iterator[None]:
+        """Without ``use_cache``, by which Trainer keeps a step from building a cache that nothing reads."""
+        settings = vars(self.model.config)
+        use_cache = settings.pop("use_cache", None)
+        try:
+            yield
+        finally:
+            settings["use_cache"] = use_cache
 
     def _clear_staging(self) -> None:
         """What a run that was killed left behind is not mixed into the next folder."""
