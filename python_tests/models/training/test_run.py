@@ -167,6 +167,16 @@ def test_bad_samples_are_skipped_counted_and_named(folder: Path) -> None:
     assert "3-0.png" in (folder / "out" / "bad_samples.jsonl").read_text()
 
 
+def test_bad_samples_of_a_run_without_a_checkpoint_are_not_counted_by_the_next(folder: Path) -> None:
+    left = folder / "out" / "bad_samples.jsonl"
+    left.parent.mkdir()
+    left.write_text('{"index": 7, "reason": "sample 7: its image is missing"}\n')
+    assert run(folder, max_steps=1, save_steps=1, on_bad_sample="skip").bad_samples == 0
+    assert not left.exists()
+    left.write_text('{"index": 8, "reason": "sample 8: its image is missing"}\n')
+    assert run(folder, resume=True, max_steps=2, on_bad_sample="skip").bad_samples == 1
+
+
 def test_the_folder_of_another_run_is_not_written_over(folder: Path) -> None:
     run(folder, max_steps=1, save_steps=1)
     with pytest.raises(ValueError, match="holds another run; resume it, or name another folder"):

@@ -81,9 +81,12 @@ def train(
         keep=config.keep_checkpoints,
         callbacks=[RecordLog(output_dir, bad_samples)],
     )
-    if trainer.is_world_process_zero():
-        report(sizes)
     last = trainer.last_checkpoint() if resume else None
+    if trainer.is_world_process_zero():
+        if last is None:  # what a run met that ended before its first checkpoint is not met by this one
+            bad_samples.path.unlink(missing_ok=True)
+        report(sizes)
+    trainer.accelerator.wait_for_everyone()
     done = trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return TrainResult(trainer.save_final_model(MODEL), done.global_step, done.training_loss, bad_samples.count())
 
