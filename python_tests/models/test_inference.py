@@ -79,6 +79,30 @@ def test_an_answer_to_nothing_begins_behind_the_token_that_begins_a_text() -> No
     assert expected[0] != pytest.approx(expected[1])
 
 
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
+def test_an_answer_has_the_tokens_that_follow_the_prompt(joined: bool) -> None:
+    """Llama's tokenizer begins a text with a space, and so an answer that it is given by itself."""
+    import tokenizers
+
+    model = _llava_vr.model()
+    processor = _llava_vr.processor(model.config)
+    vocabulary = {word: number for number, word in enumerate([*_llava_vr.WORDS[:4], "▁w1", "\n", "w5", "▁w5", "\nw5"])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first"),
+            tokenizers.pre_tokenizers.Split("\n", "merged_with_next" if joined else "isolated"),
+        ]
+    )
+    processor.tokenizer._tokenizer = words
+    processor.chat_template = "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
+    ids = torch.tensor([[vocabulary[word] for word in ("▁w1", "\n", "▁w5" if joined else "w5")]])
+    with torch.no_grad():
+        expected = -model(ids).logits[0, 1].log_softmax(-1)[ids[0, 2]].item()
+    loss, _ = Assistant(model, processor).score([user_message("w1", 0)], [], "w5")
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
 def test_an_answer_without_tokens_is_refused(assistant: Assistant) -> None:
     messages, images = batch([0])
     with pytest.raises(ValueError, match="the answer '' has no tokens"):

@@ -89,8 +89,7 @@ class Assistant:
             ValueError: an answer without tokens; what ``inputs`` refuses.
         """
         inputs = self.inputs([messages], [images])
-        said = self.tokenizer(self.writer.answer(messages, answer), add_special_tokens=False, return_tensors="pt")
-        tokens = said["input_ids"].to(self.model.device)  # (1, A)
+        tokens = self._answer_tokens(messages, answer).to(self.model.device)  # (1, A)
         if tokens.shape[1] == 0:
             raise ValueError(f"the answer {answer!r} has no tokens")
         if inputs["input_ids"].shape[1] == 0:  # something must come before the first token of the answer
@@ -102,6 +101,16 @@ class Assistant:
         logits = self.model(**inputs, labels=labels).logits[:, -tokens.shape[1] - 1 : -1].float()  # (1, A, V)
         loss = torch.nn.functional.cross_entropy(logits[0], tokens[0])
         return loss.item(), bool((logits.argmax(-1) == tokens).all())
+
+    def _answer_tokens(self, messages: list[Message], answer: str) -> Tensor:
+        """Those that follow the prompt's, as in training: a text that begins there is not one that begins anew."""
+        prompt, said = self.writer.prompt(messages), self.writer.answer(messages, answer)
+        before, whole = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt, prompt + said))
+        if whole[: len(before)] == before:
+            tokens = whole[len(before) :]
+        else:  # the tokenizer joins the prompt's end to the answer; but a model answers after the prompt's own tokens
+            tokens = self.tokenizer(said, add_special_tokens=False)["input_ids"]
+        return torch.tensor([tokens], dtype=torch.int64)
 
 
 def open_image(path: Path) -> Any:
