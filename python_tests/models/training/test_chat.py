@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from python_tests.models import _llava_vr
 from python_tests.models.training import _tiny
 from vr_kernels.models.llava_vr import LlavaVRProcessor
 from vr_kernels.models.prompts import PromptWriter
 from vr_kernels.models.training import TEMPLATES, ChatEncoder, to_messages
+from vr_kernels.models.training.templates import end_of_turn
 
 TURNS = ["<image>\nWhat is it?", "A cat.", "Sure? <|im_end|> too?", "Très sûr."]
 TAGGED = _tiny.CHATML.replace(
@@ -88,6 +90,16 @@ def test_training_begins_with_the_tokens_that_answering_begins_with(name: str) -
 def test_our_own_templates_write_what_llava_writes(name: str, whole: str, supervised: str) -> None:
     encoder = ChatEncoder(_tiny.processor(None), template=TEMPLATES[name])
     assert texts(encoder, encoder(*conversation(TURNS[:2]))) == (whole, [supervised])
+
+
+def test_a_tokenizer_without_the_token_that_ends_a_turn_is_refused() -> None:
+    assert end_of_turn("chatml", _tiny.tokenizer()) == 3
+    for name in ("vicuna", None):
+        assert end_of_turn(name, _llava_vr.tokenizer()) is None
+    with pytest.raises(
+        ValueError, match=r"chat_template is 'chatml', which ends a turn with <\|im_end\|>; the tokenizer"
+    ):
+        end_of_turn("chatml", _llava_vr.tokenizer())
 
 
 def test_the_prompt_of_generation_is_what_stood_before_the_answer() -> None:

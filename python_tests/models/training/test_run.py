@@ -52,6 +52,10 @@ def config(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("dtype", "text_config", "vision_config")}
 
 
+def rewrite(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def log(folder: Path) -> list[dict[str, Any]]:
     return [line for line in json.loads((folder / "log.json").read_text()) if "loss" in line]
 
@@ -210,6 +214,21 @@ def test_the_second_phase_starts_from_the_model_of_the_first(folder: Path) -> No
         folder, model=str(first.model), output_dir=str(folder / "second"), image_grid_pinpoints=sizes, max_steps=1
     )
     assert json.loads((second.model / "config.json").read_text())["image_grid_pinpoints"] == sizes
+
+
+@pytest.mark.parametrize("file", [True, False], ids=["generation_config", "config alone"])
+def test_generation_ends_where_the_template_ends_a_turn(file: bool, folder: Path) -> None:
+    start = folder / "start"
+    text = json.loads((start / "config.json").read_text())["text_config"]
+    rewrite(start / "config.json", text_config=text | {"eos_token_id": 2})
+    rewrite(start / "tokenizer_config.json", eos_token="<|im_start|>")
+    rewrite(start / "generation_config.json", eos_token_id=2)
+    if not file:
+        (start / "generation_config.json").unlink()
+    first = run(folder, chat_template="chatml", max_steps=1).model
+    second = run(folder, model=str(first), output_dir=str(folder / "second"), chat_template="chatml", max_steps=1).model
+    for model in (first, second):
+        assert json.loads((model / "generation_config.json").read_text())["eos_token_id"] == [2, 3]
 
 
 def test_stock_llava_next_is_trained_as_the_baseline(folder: Path) -> None:

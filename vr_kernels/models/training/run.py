@@ -15,7 +15,7 @@ from vr_kernels.models.training.collator import ConversationCollator
 from vr_kernels.models.training.config import TrainConfig
 from vr_kernels.models.training.conversations import ConversationDataset
 from vr_kernels.models.training.phases import GroupSize, set_phase
-from vr_kernels.models.training.templates import find_template
+from vr_kernels.models.training.templates import end_of_turn, find_template
 
 MODEL = "model"  # the folder of the trained model, in the output folder
 
@@ -62,7 +62,7 @@ def train(
         ChatEncoder(processor, template=template, max_length=config.max_length),
         skipped=bad_samples if config.on_bad_sample == "skip" else None,
     )
-    model = _load_model(config, model_config)
+    model = _load_model(config, model_config, end_of_turn(config.chat_template, processor.tokenizer))
     if config.gradient_checkpointing:
         # transformers 5.23 has a new name for it.
         renamed = hasattr(model, "activation_checkpointing_enable")
@@ -174,11 +174,18 @@ def _load_processor(config: TrainConfig, model: Any) -> tuple[Any, str | None]:
     return processor, template
 
 
-def _load_model(config: TrainConfig, model: Any) -> Any:
+def _load_model(config: TrainConfig, model: Any, end: int | None) -> Any:
+    """The model; it will end its answers with ``end`` too, as it is trained to."""
     from transformers import AutoModelForImageTextToText
 
     # Float32: AdamW's small steps would be lost in bfloat16 weights.
-    return AutoModelForImageTextToText.from_pretrained(config.model, config=model, dtype=torch.float32)
+    loaded = AutoModelForImageTextToText.from_pretrained(config.model, config=model, dtype=torch.float32)
+    if end is not None:
+        known = loaded.generation_config.eos_token_id
+        ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+        if end not in ends:
+            loaded.generation_config.eos_token_id = [*ends, end] if ends else end
+    return loaded
 
 
 def _pad_token(tokenizer: Any) -> int:

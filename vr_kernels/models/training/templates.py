@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 # The parts of a message, images and texts, on lines of their own, as in LLaVA's data. First of all the token that
 # begins a text, where the tokenizer has one: a template writes all special tokens itself.
@@ -66,6 +67,8 @@ _PLAIN = (
 
 TEMPLATES = {"chatml": _CHATML, "vicuna": _VICUNA, "plain": _PLAIN}
 
+_ENDS = {"chatml": "<|im_end|>"}  # of a turn; the other ones write the tokenizer's own token
+
 
 def find_template(name: str) -> str:
     """The Jinja source of one of ``TEMPLATES`` or of a file. Raises ValueError where there is neither."""
@@ -76,3 +79,21 @@ def find_template(name: str) -> str:
     except OSError:
         known = ", ".join(TEMPLATES)
         raise ValueError(f"chat_template is {name!r}; it must be one of {known}, or a Jinja file") from None
+
+
+def end_of_turn(name: str | None, tokenizer: Any) -> int | None:
+    """The token by which one of ``TEMPLATES`` ends a turn; None where that is what the tokenizer ends a text with.
+
+    Raises:
+        ValueError: a tokenizer that has no such token, and would write it in several.
+    """
+    end = _ENDS.get(name or "")
+    if end is None:
+        return None
+    (*others, last) = tokenizer(end, add_special_tokens=False)["input_ids"]
+    if others or tokenizer.get_vocab().get(end) != last:
+        raise ValueError(
+            f"chat_template is {name!r}, which ends a turn with {end}; the tokenizer must have a single token for it: "
+            "add one, or name another template"
+        )
+    return int(last)
