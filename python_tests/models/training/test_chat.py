@@ -13,7 +13,7 @@ from python_tests.models.training import _tiny
 from vr_kernels.models.llava_vr import LlavaVRProcessor
 from vr_kernels.models.prompts import PromptWriter
 from vr_kernels.models.training import TEMPLATES, ChatEncoder, to_messages
-from vr_kernels.models.training.templates import end_of_turn
+from vr_kernels.models.training.templates import end_of_turn, find_template
 
 TURNS = ["<image>\nWhat is it?", "A cat.", "Sure? <|im_end|> too?", "Très sûr."]
 TAGGED = _tiny.CHATML.replace(
@@ -140,6 +140,16 @@ def test_an_image_is_written_as_the_models_own_token(monkeypatch: pytest.MonkeyP
     own = LlavaVRProcessor.from_config(_tiny.model().config, _tiny.tokenizer(), image_token="<picture>")
     whole, _ = texts(encoder := ChatEncoder(own), encoder(*conversation(TURNS[:2])))
     assert "<|im_start|>user\n<picture>\nWhat is it?<|im_end|>" in whole
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_our_own_templates_write_the_models_own_token_for_an_image(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tiny, "SPECIAL", ["<pad>", "<picture>", *_tiny.SPECIAL[2:]])
+    own = LlavaVRProcessor.from_config(_tiny.model().config, _tiny.tokenizer(None), image_token="<picture>")
+    encoder = ChatEncoder(own, template=find_template(name, own.image_token))
+    whole, _ = texts(encoder, encoder(*conversation(TURNS[:2])))
+    assert whole.count("<picture>") == 1
+    assert "<image>" not in whole
 
 
 def test_what_follows_max_length_is_cut_off() -> None:

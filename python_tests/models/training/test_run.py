@@ -19,6 +19,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2Model
 from python_tests.models.training import _processes, _tiny
 from python_tests.models.training.test_phases import NAMES
 from vr_kernels.models.training import BadSampleError, TrainConfig, TrainResult, train
+from vr_kernels.models.training.run import _load_config, _load_processor
 from vr_kernels.models.training.trainer import VisionLanguageTrainer
 
 
@@ -214,6 +215,23 @@ def test_the_second_phase_starts_from_the_model_of_the_first(folder: Path) -> No
         folder, model=str(first.model), output_dir=str(folder / "second"), image_grid_pinpoints=sizes, max_steps=1
     )
     assert json.loads((second.model / "config.json").read_text())["image_grid_pinpoints"] == sizes
+
+
+def test_other_tiles_leave_the_pixels_and_the_image_token_as_the_model_has_them(folder: Path) -> None:
+    own = _tiny.processor()
+    own.image_processor.image_mean, own.image_processor.image_std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    own.image_processor.resample = 2
+    own.image_token = "<|im_start|>"
+    own.save_pretrained(folder / "start")
+    for sizes in ([], [[24, 48]]):
+        changed = {"image_grid_pinpoints": sizes, "chat_template": "plain"}
+        processor, _ = _load_processor(
+            loaded := TrainConfig.from_dict(_tiny.settings(folder, **changed)), _load_config(loaded)
+        )
+        pixels = processor.image_processor
+        assert (list(pixels.image_mean), list(pixels.image_std)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+        assert pixels.resample == 2
+        assert processor.image_token == "<|im_start|>"
 
 
 @pytest.mark.parametrize("file", [True, False], ids=["generation_config", "config alone"])

@@ -18,6 +18,8 @@ from vr_kernels.models.training.phases import GroupSize, set_phase
 from vr_kernels.models.training.templates import end_of_turn, find_template
 
 MODEL = "model"  # the folder of the trained model, in the output folder
+# Of an image processor, what its tower was trained with; the rest is the size and number of tiles.
+_PIXELS = ("image_mean", "image_std", "resample", "rescale_factor", "do_normalize", "do_rescale", "do_convert_rgb")
 
 
 class TrainResult(NamedTuple):
@@ -166,8 +168,14 @@ def _load_processor(config: TrainConfig, model: Any) -> tuple[Any, str | None]:
 
     processor = AutoProcessor.from_pretrained(config.model)
     if config.image_grid_pinpoints is not None:
-        processor = LlavaVRProcessor.from_config(model, processor.tokenizer, chat_template=processor.chat_template)
-    template = None if config.chat_template is None else find_template(config.chat_template)
+        own = processor
+        processor = LlavaVRProcessor.from_config(
+            model, own.tokenizer, chat_template=own.chat_template, image_token=own.image_token
+        )
+        for name in _PIXELS:
+            if hasattr(own.image_processor, name):
+                setattr(processor.image_processor, name, getattr(own.image_processor, name))
+    template = None if config.chat_template is None else find_template(config.chat_template, processor.image_token)
     # Captions are no conversation: their template is of no use to whom the model is handed.
     if template is not None and config.chat_template != "plain":
         processor.chat_template = template

@@ -70,10 +70,13 @@ TEMPLATES = {"chatml": _CHATML, "vicuna": _VICUNA, "plain": _PLAIN}
 _ENDS = {"chatml": "<|im_end|>"}  # of a turn; the other ones write the tokenizer's own token
 
 
-def find_template(name: str) -> str:
-    """The Jinja source of one of ``TEMPLATES`` or of a file. Raises ValueError where there is neither."""
+def find_template(name: str, image_token: str) -> str:
+    """The Jinja source of one of ``TEMPLATES``, with a model's own token in the place of an image, or of a file.
+
+    Raises ValueError where there is neither.
+    """
     if name in TEMPLATES:
-        return TEMPLATES[name]
+        return TEMPLATES[name].replace("'<image>'", repr(image_token))
     try:
         return Path(name).read_text(encoding="utf-8")
     except OSError:
