@@ -10,6 +10,7 @@ from PIL import Image
 
 from python_tests.models import _llava_vr
 from python_tests.models.training import _tiny
+from vr_kernels.models.inference import Assistant
 from vr_kernels.models.llava_vr import LlavaVRProcessor
 from vr_kernels.models.prompts import PromptWriter
 from vr_kernels.models.training import TEMPLATES, ChatEncoder, to_messages
@@ -66,6 +67,23 @@ def test_training_begins_with_the_tokens_that_answering_begins_with(name: str) -
     asked = processor(text=[prompt], images=images, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
     assert trained[0] == processor.tokenizer.bos_token_id
     assert torch.equal(trained[: len(asked)], asked)
+
+
+@pytest.mark.parametrize("bos", ["", "{{ bos_token }}"], ids=["the tokenizer's", "the template's"])
+@pytest.mark.parametrize("chat_template", [_tiny.CHATML, "  " + TAGGED], ids=["without tags", "with tags"])
+def test_the_token_that_begins_a_text_stands_once_in_training_as_in_answering(chat_template: str, bos: str) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    processor = _tiny.processor(bos + chat_template)
+    words = processor.tokenizer
+    words.bos_token = "<pad>"
+    words._tokenizer.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 0)])
+    messages, images = conversation(TURNS[:2])
+    trained = (encoder := ChatEncoder(processor))(messages, images)
+    asked = Assistant(_tiny.model(), processor).inputs([messages[:1]], [images])["input_ids"][0]
+    assert (asked == 0).nonzero().tolist() == [[0]]
+    assert torch.equal(trained["input_ids"][: len(asked)], asked)
+    assert texts(encoder, trained)[1] == ["A cat.<|im_end|>"]
 
 
 @pytest.mark.parametrize(

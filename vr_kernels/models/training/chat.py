@@ -11,6 +11,8 @@ from torch import Tensor
 from vr_kernels.models.inference import IGNORED
 from vr_kernels.models.prompts import Message, join_parts, takes_parts
 
+# The comment's newline is left out, and the template begins at the start of a line, as it does alone.
+_BOS = "{{ bos_token }}{# where the tokenizer adds it #}\n"
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -38,6 +40,8 @@ class ChatEncoder:
         if not self.template:
             raise ValueError("ChatEncoder: neither processor nor tokenizer has a chat template, and none is named")
         self.takes_parts = takes_parts(self._render, processor.image_token)
+        if self._bos_is_the_tokenizers():
+            self.template = _BOS + self.template
 
     def __call__(self, messages: list[Message], images: list[Any]) -> dict[str, Tensor]:
         """Encodes one conversation.
@@ -100,6 +104,19 @@ class ChatEncoder:
             messages, chat_template=self.template, tokenize=False, **options
         )
         return rendered
+
+    def _bos_is_the_tokenizers(self) -> bool:
+        """Whether a prompt gets the token that begins a text from the tokenizer, and not from the template."""
+        from jinja2 import TemplateError
+
+        bos = self.tokenizer.bos_token
+        if bos is None or self.tokenizer("")["input_ids"][:1] != [self.tokenizer.bos_token_id]:
+            return False
+        content: Any = [{"type": "text", "text": "hello"}] if self.takes_parts else "hello"
+        try:
+            return not self._render([{"role": "user", "content": content}]).startswith(bos)
+        except (TypeError, TemplateError):  # each sample will say why
+            return False
 
     def _assistant_spans(self, messages: list[Message], text: str) -> list[tuple[int, int]]:
         """First and last character of what each turn of the assistant adds to the prompt before it."""
