@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from python_tests.models.training import _processes, _tiny
 from vr_kernels.models.training import TrainConfig, train
+from vr_kernels.models.training.trainer import check_shards
 
 
 def losses(folder: Path) -> list[float]:
@@ -64,3 +66,14 @@ def test_fsdp2_takes_the_steps_of_one_process_and_resumes_from_its_shards(folder
     done = _processes.train(settings, "--resume", processes=2, accelerate="fsdp2", script=script)
     assert [code for code, _ in done] == [0, 0], done
     check_as_alone(folder, folder / "fsdp2")
+
+
+def test_the_vectors_of_fsdp1_are_refused_with_the_version_that_keeps_matrices() -> None:
+    from accelerate import FullyShardedDataParallelPlugin
+
+    check_shards(FullyShardedDataParallelPlugin(fsdp_version=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # accelerate deprecates it too
+        old = FullyShardedDataParallelPlugin(fsdp_version=1)
+    with pytest.raises(ValueError, match=r"fsdp_version is 1; it must be 2.*set fsdp_version: 2, as examples/train/"):
+        check_shards(old)

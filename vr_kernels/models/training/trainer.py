@@ -46,6 +46,7 @@ class VisionLanguageTrainer(Trainer):
                 )
 
         if self.is_fsdp_enabled:
+            check_shards(self.accelerator.state.fsdp_plugin)
             self._name_shards()
 
     @property
@@ -141,3 +142,12 @@ class VisionLanguageTrainer(Trainer):
             publish(self.output_dir / STAGING / name, self.output_dir / name)
         self.accelerator.wait_for_everyone()
         return self.output_dir / name
+
+
+def check_shards(plugin: Any) -> None:
+    """Raises ValueError for the shards of FSDP1: vectors all of them, of which none tells that it is of a matrix."""
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"TrainConfig: accelerate's fsdp_version is {plugin.fsdp_version}; it must be 2, for weight decay acts on "
+            "matrices, and FSDP1 shards a matrix into vectors: set fsdp_version: 2, as examples/train/fsdp2.yaml"
+        )
