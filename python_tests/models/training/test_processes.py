@@ -9,21 +9,23 @@ import json
 import signal
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
+from torch.distributed.fsdp import FSDPModule
 
 from python_tests.models.training import _processes, _tiny
 from vr_kernels.models.training import TrainConfig, train
-from vr_kernels.models.training.trainer import check_shards
+from vr_kernels.models.training.trainer import check_shards, check_unused
 
 
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in json.loads((folder / "log.json").read_text()) if "loss" in line]
 
 
-def check_as_alone(folder: Path, together: Path) -> None:
-    alone = train(TrainConfig.from_dict(_tiny.settings(folder)))
+def check_as_alone(folder: Path, together: Path, **changes: Any) -> None:
+    alone = train(TrainConfig.from_dict(_tiny.settings(folder, **changes)))
     assert losses(together) == pytest.approx(losses(folder / "out"), rel=1e-5)
     with (
         safe_open(alone.model / "model.safetensors", "pt") as one,
@@ -66,6 +68,24 @@ def test_fsdp2_takes_the_steps_of_one_process_and_resumes_from_its_shards(folder
     done = _processes.train(settings, "--resume", processes=2, accelerate="fsdp2", script=script)
     assert [code for code, _ in done] == [0, 0], done
     check_as_alone(folder, folder / "fsdp2")
+
+
+def test_fsdp2_trains_an_encoder_that_one_of_two_processes_does_not_use(folder: Path) -> None:
+    # A sample a process: in the second step one has text alone. In the fourth both have, and the encoder goes on by its
+    # momentum, which it does not in one process.
+    changes: dict[str, Any] = {"train_vision_tower": True, "global_batch_size": 2, "max_steps": 4}
+    settings = _tiny.settings(folder, output_dir=str(folder / "fsdp2"), **changes)
+    script = _processes.FSDP_ON_CPU + _processes.COMMAND
+    done = _processes.train(settings, processes=2, accelerate="fsdp2", script=script)
+    assert [code for code, _ in done] == [0, 0], done
+    check_as_alone(folder, folder / "fsdp2", **changes)
+
+
+def test_a_torch_that_sums_no_unused_gradients_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_unused()
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+    with pytest.raises(ValueError, match=r"this phase trains modules .* cannot under FSDP; it must have .* by DDP"):
+        check_unused()
 
 
 def test_the_vectors_of_fsdp1_are_refused_with_the_version_that_keeps_matrices() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vr_kernels.models.training.checkpoints import STAGING, checkpoints, keep_newest, publish
 from vr_kernels.models.training.phases import grouped_parameters
@@ -48,6 +49,9 @@ class VisionLanguageTrainer(Trainer):
         if self.is_fsdp_enabled:
             check_shards(self.accelerator.state.fsdp_plugin)
             self._name_shards()
+            if self.args.ddp_find_unused_parameters:
+                check_unused()
+                self.add_callback(_ReduceUnused())
 
     @property
     def output_dir(self) -> Path:
@@ -151,3 +155,21 @@ def check_shards(plugin: Any) -> None:
             f"TrainConfig: accelerate's fsdp_version is {plugin.fsdp_version}; it must be 2, for weight decay acts on "
             "matrices, and FSDP1 shards a matrix into vectors: set fsdp_version: 2, as examples/train/fsdp2.yaml"
         )
+
+
+def check_unused() -> None:
+    """Raises ValueError where torch cannot sum gradients of which a process has none, such as an encoder's of text."""
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ValueError(
+            f"TrainConfig: this phase trains modules of which a batch of text alone uses none, which torch "
+            f"{torch.__version__} cannot under FSDP; it must have set_reduce_scatter_unused_params, or train by DDP"
+        )
+
+
+class _ReduceUnused(TrainerCallback):
+    """Each process sums the same gradients, zero where it has none; it would wait for the other ones' otherwise."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        model.set_reduce_scatter_unused_params(True)
