@@ -62,11 +62,20 @@ def test_images_give_a_gradient_to_everything_that_is_read(tower: str) -> None:
             assert gradient.count_nonzero() > 0 or "k_proj.bias" in name or name.endswith("key_bias"), name
 
 
-@pytest.mark.parametrize("vr_layers", [[1, 4], []])
+BLOCKS: dict[str, dict[str, Any]] = {
+    "none": {"vr_layers": []},
+    "local": {},
+    "global": {"vr_interaction": "global"},
+    "deformable": {"vr_interaction": "deformable"},
+    "learned": {"vr_options": {"num_heads": 2, "window": [3, 3], "window_position": "learned"}},
+}
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("form", ["ids", "embeddings"])
-def test_text_alone_gives_a_gradient_of_zero_to_what_images_need(form: str, vr_layers: list[int]) -> None:
+def test_text_alone_gives_a_gradient_of_zero_to_what_images_need(form: str, blocks: str) -> None:
     """Data-parallel training waits for every parameter on every rank."""
-    model = tiny.model(vr_layers=vr_layers).train()
+    model = tiny.model(**BLOCKS[blocks]).train()
     inputs = batch(model, ["w1 w2 w3 w4"], images=0)
     plain = model(**inputs).loss
     if form == "embeddings":

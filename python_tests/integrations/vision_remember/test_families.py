@@ -120,9 +120,10 @@ def test_hidden_states_that_are_asked_for_have_passed_the_blocks(kind: str) -> N
         assert torch.equal(states[number], output)
 
 
+@pytest.mark.parametrize("window_position", ["none", "learned"])
 @each_family
-def test_training_on_text_alone_touches_every_block(kind: str) -> None:
-    model = tiny.patched(kind).train()
+def test_training_on_text_alone_touches_every_block(kind: str, window_position: str) -> None:
+    model = tiny.patched(kind, neighborhood=(1, 0), window_position=window_position).train()
     inputs = tiny.batch(model, kind, [[], []])
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     for block in tiny.blocks(model):

@@ -121,12 +121,29 @@ def context_of_images(
     return VisionRememberContext(vision_map.to(device), features, saliency, text_mask, position_ids)
 
 
-def context_without_images(image_mask: Tensor) -> VisionRememberContext:
-    """For training alone: the blocks run with no row to change, so that each parameter has a gradient, of zero."""
-    batch, length = image_mask.shape
-    rows = torch.empty(0, dtype=torch.int64, device=image_mask.device)
-    vision_map = VisionTokenMap(rows.view(0, 1), rows, rows.view(0, 1), sequence_shape=(batch, length), feature_rows=0)
-    return VisionRememberContext(vision_map, None, None, None)
+def context_without_images(
+    sequence_shape: tuple[int, int],
+    device: torch.device,
+    *,
+    window: tuple[int, int] | None = None,
+    grid: tuple[int, int] | None = None,
+    feature_grid: tuple[int, int] | None = None,
+) -> VisionRememberContext:
+    """For training alone: the blocks run with no row to change, so that each parameter has a gradient, of zero.
+
+    Args:
+        sequence_shape: (B, T) of the pass.
+        window: of the blocks' config, as wide as the windows of a map without a grid.
+        grid, feature_grid: what the maps of images have, where they have a grid; some interactions need it.
+    """
+    if grid is not None and feature_grid is not None:
+        no_slot = torch.zeros(sequence_shape, dtype=torch.bool)
+        vision_map = VisionTokenMap.from_grid(no_slot, grid=grid, feature_grid=feature_grid)
+    else:
+        rows, width = torch.empty(0, dtype=torch.int64), 1 if window is None else window[0] * window[1]
+        windows = rows.new_empty(0, width)
+        vision_map = VisionTokenMap(rows.view(0, 1), rows, windows, sequence_shape=sequence_shape, feature_rows=0)
+    return VisionRememberContext(vision_map.to(device), None, None, None)
 
 
 def prompt_text(image_mask: Tensor, *, attention_mask: object = None, prompt_mask: Tensor | None = None) -> Tensor:

@@ -24,6 +24,7 @@ def prefill_context(
     *,
     dtype: torch.dtype,
     grid: tuple[int, int] | None = None,
+    feature_grid: tuple[int, int] | None = None,
     tiles_apart: bool = False,
     training: bool = False,
     attention_mask: object = None,
@@ -39,7 +40,8 @@ def prefill_context(
     Args:
         image_mask: (B, T) bool, the image slots of the tokens in this pass.
         outputs: the encoder's output, with ``EncodedImages``, or None.
-        config: of the blocks. grid, tiles_apart: of the ``EncodedImages``.
+        config: of the blocks. grid, tiles_apart: of the ``EncodedImages``. feature_grid: (H, W) of a tile, where there
+            is a grid; a pass without images cannot see it.
         dtype: of the hidden states. training: whether the pass must touch every block.
         attention_mask, position_ids, past_key_values, prompt_mask, cu_seq_lens_q: the forward's own.
 
@@ -47,7 +49,11 @@ def prefill_context(
         ValueError: a prefill that was cut up or continues a cache; packed sequences; a mask that does not tell padding.
     """
     if outputs is None:
-        return (context_without_images(image_mask) if training else None), None
+        if not training:
+            return None, None
+        shape = (image_mask.shape[0], image_mask.shape[1])
+        geometry: dict[str, Any] = {"window": config.window, "grid": grid, "feature_grid": feature_grid}
+        return context_without_images(shape, image_mask.device, **geometry), None
     images, plain = EncodedImages.detach(outputs, len(config.feature_dims), saliency=config.saliency != "none")
     cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     if cached > 0:

@@ -162,6 +162,7 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
                 encoded.get("image"),
                 config.vision_remember,
                 grid=self._grid(),
+                feature_grid=config.feature_grid,
                 dtype=embedding.weight.dtype,
                 training=touch_all,
                 attention_mask=attention_mask,
