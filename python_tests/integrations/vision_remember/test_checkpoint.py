@@ -73,6 +73,21 @@ def test_folded_blocks_are_not_written(tmp_path: Path) -> None:
         save_vision_remember(model, tmp_path)
 
 
+@pytest.mark.parametrize("change", ["folded", "adapted"])
+def test_blocks_that_are_no_longer_new_ones_are_refused_before_a_weight_is_written(change: str, tmp_path: Path) -> None:
+    save_vision_remember(tiny.patched("llava"), tmp_path)
+    model = tiny.patched("llava", random=False)
+    if change == "folded":
+        tiny.blocks(model)[1].fold_()
+    else:
+        peft = pytest.importorskip("peft")
+        peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=r".*layers\.2\..*contraction"), model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"load_vision_remember: the blocks have the weights 3\..* before fold_\(\)"):
+        load_vision_remember(model, tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_run_that_is_cut_off_leaves_the_file_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.patched("llava", random=False)
     save_vision_remember(model, tmp_path)

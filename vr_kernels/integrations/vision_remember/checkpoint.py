@@ -48,11 +48,7 @@ def save_vision_remember(model: nn.Module, folder: str | os.PathLike[str]) -> No
 
     inner = find_inner("save_vision_remember", model)
     patch = patched(inner, "save_vision_remember")
-    state = {
-        f"{number}.{name}": tensor.detach().cpu().contiguous()
-        for number in patch.layers
-        for name, tensor in block_of(inner, number).state_dict().items()
-    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(inner, patch).items()}
     expected = set(_shapes(patch))
     if set(state) != expected:
         raise ValueError(
@@ -69,8 +65,8 @@ def load_vision_remember(model: M, folder: str | os.PathLike[str]) -> M:
     A model without blocks is patched as the saved one was; blocks that it has must have been chosen alike.
 
     Raises:
-        FileNotFoundError: the folder has no such file. ValueError: another type of model, or other choices; a file that
-            was not written so. Everything is checked before the model changes.
+        FileNotFoundError: the folder has no such file. ValueError: another type of model, or other choices; blocks that
+            were folded or adapted; a file that was not written so. Everything is checked before the model changes.
 
     >>> from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
     >>> vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2)
@@ -120,7 +116,14 @@ def load_vision_remember(model: M, folder: str | os.PathLike[str]) -> M:
     chosen = _planned(inner, saved) if own is None else own
     if chosen != saved:
         raise ValueError(f"load_vision_remember: this model's blocks are {chosen}, those in {path} are {saved}")
-    if own is None:
+    if own is not None:
+        here = {name: tensor.shape for name, tensor in _state(inner, saved).items()}
+        if here != shapes:
+            raise ValueError(
+                f"load_vision_remember: the blocks have the weights {_some(_unlike(here, shapes))}, which new blocks "
+                "have not, or lack them; load before fold_() and before adapters are put in them"
+            )
+    else:
         install(model, saved)
     for number in saved.layers:
         prefix = f"{number}."
@@ -162,6 +165,19 @@ def _shapes(patch: Patch) -> dict[str, Size]:
     """Of all weights that new blocks have."""
     state = VisionRemember(patch.config, device="meta").state_dict()
     return {f"{number}.{name}": tensor.shape for number in patch.layers for name, tensor in state.items()}
+
+
+def _state(inner: Any, patch: Patch) -> dict[str, Tensor]:
+    """The weights of the blocks that are there, named as in the file."""
+    return {
+        f"{number}.{name}": tensor
+        for number in patch.layers
+        for name, tensor in block_of(inner, number).state_dict().items()
+    }
+
+
+def _unlike(here: dict[str, Size], there: dict[str, Size]) -> set[str]:
+    return {name for name in here.keys() | there.keys() if here.get(name) != there.get(name)}
 
 
 def _some(names: set[str]) -> str:
