@@ -1,10 +1,24 @@
-"""What ``capture_features`` gathers while a tower runs."""
+"""What ``capture_features`` gathers while a tower runs, and whose runs a hook sees."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def of_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
+    """The same hook, which does nothing in other threads: they may run the module meanwhile, for images of theirs."""
+    thread = threading.get_ident()
+
+    def own(*args: Any) -> None:
+        if torch.compiler.is_compiling() or threading.get_ident() == thread:  # a graph knows of no thread
+            hook(*args)
+
+    return own
 
 
 class Pass:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vr_kernels.integrations._capture_pass import Pass
+from vr_kernels.integrations._capture_pass import Pass, of_this_thread
 from vr_kernels.integrations._vision_tower import VisionTower, hidden_state
 from vr_kernels.nn._sizes import check_tensor
 from vr_kernels.ops import attention_received, cls_saliency
@@ -44,7 +44,8 @@ def capture_features(
 
     What was captured lives until the next pass of the tower begins, ``release_features()`` is called, or the last
     reference to it is gone; leaving the context only takes the hooks off. The grids are views of the hidden states
-    (the CLS row cut off), and so keep those alive. Entering again is allowed; one object serves one thread.
+    (the CLS row cut off), and so keep those alive. Entering again is allowed; one object serves one thread,
+    the one that entered: what others run on the tower meanwhile is not captured.
 
     Args:
         vision_model: a CLIP or SigLIP vision tower of transformers 5.20 or newer, or a model that holds exactly one,
@@ -191,14 +192,14 @@ class FeatureCapture:
 
     def _add_hooks(self) -> None:
         tower = self._tower
-        self._hooks.append(tower.module.register_forward_pre_hook(self._start))
-        self._hooks.append(tower.patch_embedding.register_forward_hook(self._on_patches))
-        self._hooks.append(tower.module.register_forward_hook(self._finish))
+        self._hooks.append(tower.module.register_forward_pre_hook(of_this_thread(self._start)))
+        self._hooks.append(tower.patch_embedding.register_forward_hook(of_this_thread(self._on_patches)))
+        self._hooks.append(tower.module.register_forward_hook(of_this_thread(self._finish)))
         for place, level in enumerate(self.levels):
             self._hooks.append(self._hook_level(level, place))
         if self._saliency is not None:
             for name, projection in zip(("query", "key"), tower.projections(self.saliency_level), strict=True):
-                self._hooks.append(projection.register_forward_hook(self._on_projection(name)))
+                self._hooks.append(projection.register_forward_hook(of_this_thread(self._on_projection(name))))
 
     def _remove_hooks(self) -> None:
         for hook in self._hooks:
@@ -214,8 +215,8 @@ class FeatureCapture:
 
         blocks = self._tower.blocks
         if level == 0:
-            return blocks[0].register_forward_pre_hook(before)
-        return blocks[level - 1].register_forward_hook(after)
+            return blocks[0].register_forward_pre_hook(of_this_thread(before))
+        return blocks[level - 1].register_forward_hook(of_this_thread(after))
 
     # The hooks. Outside a pass of the tower they do nothing: recomputation under checkpointing runs some of them again.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vr_kernels.integrations._capture_pass import of_this_thread
 from vr_kernels.integrations._vision_tower import hidden_state
 
 
@@ -32,7 +33,8 @@ class Capture(Protocol):
 
 
 class BlockCapture:
-    """Levels 0 (what the first block gets) to k (what block k returns) of an encoder's blocks.
+    """Levels 0 (what the first block gets) to k (what block k returns) of an encoder's blocks, as the thread that
+    entered runs them.
 
     Args:
         blocks: called one after the other with the hidden states first, which they return alone or first in a tuple.
@@ -66,11 +68,11 @@ class BlockCapture:
 
         for level in self._levels:
             if level == 0:
-                hook = self._blocks[0].register_forward_pre_hook(lambda block, args: keep(0, args[0]))
+                first = of_this_thread(lambda block, args: keep(0, args[0]))
+                hook = self._blocks[0].register_forward_pre_hook(first)
             else:
-                hook = self._blocks[level - 1].register_forward_hook(
-                    lambda block, args, output, level=level: keep(level, hidden_state(output))
-                )
+                after = of_this_thread(lambda block, args, output, level=level: keep(level, hidden_state(output)))
+                hook = self._blocks[level - 1].register_forward_hook(after)
             self._handles.append(hook)
         return self
 
