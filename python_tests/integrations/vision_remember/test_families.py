@@ -142,6 +142,31 @@ def test_blocks_train_through_frozen_models(kind: str) -> None:
     assert block.cross_attention.contraction.weight.grad.any()  # type: ignore[union-attr]
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # those of a frozen encoder's blocks
+@each_family
+def test_reentrant_checkpoints_run_no_graph_of_a_frozen_encoder(kind: str) -> None:
+    """They make embeddings require gradients, the encoder's among them, and each block would run back through it."""
+    gradients, graphs = [], []
+    for checkpointing in (False, True):
+        model = tiny.patched(kind).train()
+        for parameter in tiny.FAMILIES[kind].parameters(model.model):
+            parameter.requires_grad_(False)
+        tiny.blocks(model)[0].register_forward_pre_hook(
+            lambda block, args: graphs.extend(level.requires_grad for level in args[2])
+        )
+        if checkpointing:
+            model.enable_input_require_grads()
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": True})
+        inputs = tiny.batch(model, kind, [[0]])
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert not any(graphs)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradient, gradients[0][name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 @each_family
 def test_half_precision_runs_in_it(kind: str) -> None:
     model = tiny.model(kind).to(torch.bfloat16)

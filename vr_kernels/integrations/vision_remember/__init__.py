@@ -8,7 +8,12 @@ from vr_kernels.integrations.vision_remember.apply import (
 from vr_kernels.integrations.vision_remember.attention import WindowAttention, record_window_attention
 from vr_kernels.integrations.vision_remember.checkpoint import load_vision_remember, save_vision_remember
 from vr_kernels.integrations.vision_remember.context import VisionRememberContext, prompt_of_labels
-from vr_kernels.integrations.vision_remember.encoded import EncodedImages, forget_guesses, note_prompt
+from vr_kernels.integrations.vision_remember.encoded import (
+    EncodedImages,
+    cut_if_frozen,
+    forget_guesses,
+    note_prompt,
+)
 from vr_kernels.integrations.vision_remember.hooks import insert_blocks, remove_blocks
 from vr_kernels.integrations.vision_remember.prefill import image_slots, prefill_context
 
@@ -17,6 +22,7 @@ __all__ = [
     "VisionRememberContext",
     "WindowAttention",
     "apply_vision_remember",
+    "cut_if_frozen",
     "forget_guesses",
     "image_slots",
     "insert_blocks",

@@ -9,7 +9,7 @@ anew from its items, and attributes are lost: so the lists are an item as well.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,19 @@ class EncodedImages:
         plain[ITEM] = None
         levels = tuple(carried[own : own + num_levels])
         return cls(levels, places=carried[-1], saliency=carried[-2] if saliency else None), plain
+
+
+def cut_if_frozen(
+    states: tuple[Tensor, ...], saliency: Tensor | None, *, pixels: Any, parameters: Iterable[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """What was captured of an encoder with these parameters, without a graph where neither they nor pixels are trained.
+
+    A frozen encoder has a graph even so where its embeddings were made to require gradients, for reentrant
+    checkpoints: nobody reads what would run back through it, and those of two blocks would do so twice.
+    """
+    if getattr(pixels, "requires_grad", False) or any(parameter.requires_grad for parameter in parameters):
+        return states, saliency
+    return tuple(level.detach() for level in states), None if saliency is None else saliency.detach()
 
 
 def note_prompt(

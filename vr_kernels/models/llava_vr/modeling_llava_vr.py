@@ -13,6 +13,7 @@ from vr_kernels.compression.projectors import Projector
 from vr_kernels.integrations.encoder import capture_features
 from vr_kernels.integrations.vision_remember import (
     EncodedImages,
+    cut_if_frozen,
     forget_guesses,
     image_slots,
     insert_blocks,
@@ -105,12 +106,9 @@ class LlavaVRModel(LlavaVRPreTrainedModel, LlavaNextModel):
         )
         with captured:
             self.vision_tower(pixel_values, **{k: v for k, v in kwargs.items() if k not in CONFIGURED})
-        states, saliency = captured.features, captured.saliency
-        if not (pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())):
-            # A frozen tower has no graph, even if its embeddings were made to require gradients for reentrant
-            # checkpoints: those of two blocks would run back through it twice.
-            states = tuple(level.detach() for level in states)
-            saliency = None if saliency is None else saliency.detach()
+        states, saliency = cut_if_frozen(
+            captured.features, captured.saliency, pixels=pixel_values, parameters=self.vision_tower.parameters()
+        )
         levels = dict(zip(captured.levels, states, strict=True))  # (tiles of all images, H, W, D_v)
         tokens = self.multi_modal_projector([levels[level] for level in config.projector_levels]).tokens
         packed = [

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vr_kernels.integrations.vision_remember.capture import BlockCapture, Capture
-from vr_kernels.integrations.vision_remember.encoded import EncodedImages
+from vr_kernels.integrations.vision_remember.encoded import EncodedImages, cut_if_frozen
 
 
 class Layout(NamedTuple):
@@ -34,6 +34,10 @@ class Family(ABC):
     @abstractmethod
     def blocks(self, inner: Any) -> nn.ModuleList:
         """The encoder's blocks; block k returns hidden_states[k]."""
+
+    def parameters(self, inner: Any) -> Iterable[Tensor]:
+        """Of all that makes the hidden states."""
+        return inner.vision_tower.parameters()  # type: ignore[no-any-return]
 
     @abstractmethod
     def width(self, inner: Any) -> int:
@@ -65,8 +69,13 @@ class Family(ABC):
         """What the blocks read, from one run of the encoder."""
         layouts = self.layouts(inner, arguments, captured)
         rows = [layout.windows.numel() for layout in layouts]
-        levels = tuple(level.flatten(0, -2).split(rows) for level in captured.features)
-        saliency = captured.saliency
+        features, saliency = cut_if_frozen(
+            captured.features,
+            captured.saliency,
+            pixels=arguments.get("pixel_values"),
+            parameters=self.parameters(inner),
+        )
+        levels = tuple(level.flatten(0, -2).split(rows) for level in features)
         return EncodedImages(
             levels,
             [places(layout, neighborhood) for layout in layouts],

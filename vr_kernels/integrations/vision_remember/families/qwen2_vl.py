@@ -5,7 +5,7 @@ Grids have any size. Images alone are served; videos are refused with all others
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,10 @@ from vr_kernels.integrations.vision_remember.families.family import Family, Layo
 class Qwen2VL(Family):
     def blocks(self, inner: Any) -> nn.ModuleList:
         return inner.visual.blocks  # type: ignore[no-any-return]
+
+    def parameters(self, inner: Any) -> Iterable[Tensor]:
+        named = inner.visual.named_parameters()
+        return (parameter for name, parameter in named if "merger" not in name.partition(".")[0])
 
     def width(self, inner: Any) -> int:
         return inner.visual.patch_embed.embed_dim  # type: ignore[no-any-return]
