@@ -134,6 +134,19 @@ def test_saliency_comes_from_the_tower(tower: str, saliency: str) -> None:
     assert moved[1] == 0
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_saliency_of_a_tower_in_another_precision_is_read(precision: torch.dtype) -> None:
+    """The projector converts what the decoder gets; nobody does so for the blocks."""
+    model = tiny.patched("llava", layers=(1,), saliency="value")
+    inputs = tiny.batch(model, "llava", [[0]])
+    expected = model(**inputs).logits
+    model.to(precision)
+    inner = model.model
+    inner.vision_tower.bfloat16()
+    inner.multi_modal_projector.register_forward_pre_hook(lambda module, args: (args[0].to(precision),))
+    torch.testing.assert_close(model(**inputs).logits.float(), expected, rtol=0.1, atol=0.2)
+
+
 @pytest.mark.parametrize("kind", ["llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"])
 def test_a_model_on_several_devices_carries_its_features_along(kind: str) -> None:
     """As ``device_map="auto"``: accelerate's hooks make every output anew that passes them."""

@@ -73,7 +73,7 @@ def context_of_images(
     Args:
         image_mask: (B, T) bool, all slots that the images fill, newlines included.
         images: as many slots as the mask has.
-        dtype: of the hidden states, which the features take.
+        dtype: of the hidden states, which the features take; saliency of another becomes at least float32.
         text_mask: (B, T) bool, the prompt's text.
         grid: (n_h, n_w) tokens of a tile, where ``images`` has cells of such a grid.
         newline_keys: whether the blocks read newlines. position_ids: (B, T), where they read those.
@@ -118,6 +118,8 @@ def context_of_images(
         vision_map = dataclasses.replace(vision_map, **facts)
     features = tuple(torch.cat(list(level)).to(device, dtype) for level in images.levels)
     saliency = None if images.saliency is None else torch.cat(list(images.saliency)).to(device)
+    if saliency is not None and saliency.dtype != dtype:  # of an encoder in another precision than the decoder
+        saliency = saliency.to(torch.promote_types(dtype, torch.float32))
     return VisionRememberContext(vision_map.to(device), features, saliency, text_mask, position_ids)
 
 
