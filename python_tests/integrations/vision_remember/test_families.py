@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from python_tests.integrations.vision_remember import _families as tiny
 
@@ -63,6 +64,28 @@ def test_tokens_that_are_guessed_ahead_are_no_prompt(kind: str) -> None:
         for how in ({}, {"prompt_lookup_num_tokens": 2, "max_matching_ngram_size": 1})
     )
     torch.testing.assert_close(got, expected)
+
+
+@each_family
+def test_image_tokens_may_be_guessed_behind_the_prompt(kind: str) -> None:
+    """An answer says again what stood before the image, so that what follows there is guessed."""
+    model = tiny.patched(kind)
+    inputs = tiny.batch(model, kind, [[0]])
+    length, guessed = inputs["input_ids"].shape[1], []
+
+    def say(ids: Tensor, scores: Tensor) -> Tensor:
+        word = tiny.START if ids.shape[1] == length else tiny.END
+        return scores.masked_fill(torch.arange(scores.shape[1]) == word, 1e4)
+
+    def note(model: Any, args: Any, kwargs: Any) -> None:
+        ids = kwargs["input_ids"]
+        guessed.append(ids.shape[1] < length and bool((ids == tiny.IMAGE).any()))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    asked: dict[str, Any] = {"max_new_tokens": 3, "logits_processor": [say], "do_sample": False}
+    tokens = model.generate(**inputs, **asked, prompt_lookup_num_tokens=2, max_matching_ngram_size=1)
+    assert any(guessed)
+    assert tokens[0, length:].tolist() == [tiny.START, tiny.END, tiny.END]
 
 
 @each_family

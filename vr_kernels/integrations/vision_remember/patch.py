@@ -94,7 +94,7 @@ class PrepareInputsForGeneration(Method):
                 kwargs.get("logits_to_keep", 1),
             )
         inputs = self.original(input_ids, *args, **kwargs)
-        if _lacks_images(inputs, self.model.config.image_token_id):
+        if _lacks_images(inputs, self.model.config.image_token_id) and not _is_read(kwargs):
             raise ValueError(
                 "vision_remember: a pass over image tokens comes without their images; leave prefill_chunk_size out, "
                 "for image tokens read the whole prompt, and do not make this model the assistant_model of another"
@@ -110,6 +110,15 @@ def _lacks_images(inputs: Mapping[str, Any], image_token_id: int) -> bool:
     if inputs.get("pixel_values") is not None or (inputs.get("mm_encoder_outputs") or {}).get("image") is not None:
         return False
     return bool((input_ids == image_token_id).any())
+
+
+def _is_read(kwargs: Mapping[str, Any]) -> bool:
+    """Whether the cache holds the whole prompt that was noted: image tokens behind it are guesses."""
+    prompt = ((kwargs.get("mm_encoder_outputs") or {}).get("image") or {}).get("prompt_mask")
+    cache = kwargs.get("past_key_values")
+    if prompt is None or cache is None:
+        return False
+    return int(cache.get_seq_length()) > int(prompt.any(0).nonzero().max())
 
 
 def add_context(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
