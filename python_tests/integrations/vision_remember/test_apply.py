@@ -102,6 +102,21 @@ def test_a_prompt_mask_says_what_labels_say(kind: str) -> None:
     assert not torch.equal(model(**inputs).logits, masked.logits)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_training_without_a_word_of_the_prompt_is_warned_of(whole: bool) -> None:
+    """A Trainer that smooths labels takes them out of the batch; a patched inner model never sees them."""
+    model = tiny.model("llava").train()
+    apply_vision_remember(model if whole else model.model, layers=(1,), levels=(1, 2), num_heads=4)
+    inputs = tiny.batch(model, "llava", [[0]])
+    labels = {} if whole else {"labels": inputs["input_ids"]}
+    with pytest.warns(UserWarning, match=r"neither labels nor prompt_mask, .*; give prompt_mask \(B, T\)"):
+        model(**inputs, **labels)
+    model(**inputs, **labels, prompt_mask=inputs["attention_mask"].bool()).logits.sum().backward()
+    model.model(**tiny.batch(model, "llava", [[]]))  # without an image nobody reads the text
+    with torch.no_grad():
+        model(**inputs)
+
+
 def test_embeddings_in_the_place_of_ids_find_their_images() -> None:
     model = tiny.patched("llava_next")
     inputs = tiny.batch(model, "llava_next", [[0]])

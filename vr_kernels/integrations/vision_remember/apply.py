@@ -61,7 +61,7 @@ def apply_vision_remember(
     choose from, and the block adds a projection of that feature.
 
     Text guidance reads the prompt alone. In training that is what stands before the first label; to score answers
-    without labels, give the model ``prompt_mask`` (B, T), True at the prompt.
+    without labels, give the model ``prompt_mask`` (B, T), True at the prompt. Training with neither warns.
 
     Refused when they come: videos, prefill in parts (``prefill_chunk_size``), images on top of a cache, several samples
     packed in one row, and grids of LLaVA-OneVision that its processing interpolates.
@@ -96,7 +96,7 @@ def apply_vision_remember(
     ...                    vocab_size=99)
     >>> model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=98))
     >>> prompt, image = torch.tensor([[5] + 4 * [98] + [7]]), torch.randn(1, 3, 16, 16)
-    >>> before = model(input_ids=prompt, pixel_values=image).logits
+    >>> before = model.eval()(input_ids=prompt, pixel_values=image).logits
     >>> model = apply_vision_remember(model, layers=(1,), levels=(2, 3), neighborhood=(1, 1), num_heads=4)
     >>> torch.equal(model(input_ids=prompt, pixel_values=image).logits, before)  # not trained yet
     True

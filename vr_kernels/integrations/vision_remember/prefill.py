@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -42,11 +43,12 @@ def prefill_context(
         outputs: the encoder's output, with ``EncodedImages``, or None.
         config: of the blocks. grid, tiles_apart: of the ``EncodedImages``. feature_grid: (H, W) of a tile, where there
             is a grid; a pass without images cannot see it.
-        dtype: of the hidden states. training: whether the pass must touch every block.
+        dtype: of the hidden states. training: whether the pass must touch every block, and knows its prompt.
         attention_mask, position_ids, past_key_values, prompt_mask, cu_seq_lens_q: the forward's own.
 
     Raises:
         ValueError: a prefill that was cut up or continues a cache; packed sequences; a mask that does not tell padding.
+    Warns of training with a text guide that nobody told where the prompt ends.
     """
     if outputs is None:
         if not training:
@@ -68,10 +70,17 @@ def prefill_context(
         )
     text, bidirectional = None, "bidirectional" in config.layers
     if bidirectional and config.text_guide != "none":
-        noted = getattr(outputs, "prompt_mask", None)
-        text = prompt_text(
-            image_mask, attention_mask=attention_mask, prompt_mask=noted if prompt_mask is None else prompt_mask
-        )
+        known = getattr(outputs, "prompt_mask", None) if prompt_mask is None else prompt_mask
+        if known is None and training:
+            # No refusal: a new model is in training mode, and a first pass of it need not train.
+            warnings.warn(
+                "vision_remember: the model is in training and gets neither labels nor prompt_mask, so that image "
+                "tokens read the answer; give prompt_mask (B, T), True at the prompt. A Trainer with "
+                "label_smoothing_factor or compute_loss_func keeps labels from the model, as does a model around it "
+                "that was not patched",
+                stacklevel=2,
+            )
+        text = prompt_text(image_mask, attention_mask=attention_mask, prompt_mask=known)
     if position_ids is not None and position_ids.dim() == 3:
         position_ids = position_ids[0]
     context = context_of_images(
