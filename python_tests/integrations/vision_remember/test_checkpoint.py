@@ -104,6 +104,17 @@ def test_a_run_that_is_cut_off_leaves_the_file_of_before(tmp_path: Path, monkeyp
     assert (tmp_path / FILE).read_bytes() == written
 
 
+@pytest.mark.skipif(os.name != "posix", reason="umask is POSIX's")
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_the_file_has_the_rights_that_the_umask_allows(umask: int, tmp_path: Path) -> None:
+    model, before = tiny.patched("llava", random=False), os.umask(umask)
+    try:
+        save_vision_remember(model, tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def adapted(model: Any, **options: Any) -> Any:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=r".*language_model.*\.(q|v)_proj", init_lora_weights=False, **options)

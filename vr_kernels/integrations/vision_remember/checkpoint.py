@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ def save_vision_remember(model: nn.Module, folder: str | os.PathLike[str]) -> No
     >>> model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
     >>> from vr_kernels import apply_vision_remember
     >>> model = apply_vision_remember(model, layers=(1,), num_heads=4)
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_vision_remember(model, folder)
     ...     os.listdir(folder)
@@ -74,6 +75,7 @@ def load_vision_remember(model: M, folder: str | os.PathLike[str]) -> M:
     >>> config = LlavaConfig(vision_config=vision, text_config=text)
     >>> from vr_kernels import apply_vision_remember
     >>> model = apply_vision_remember(LlavaForConditionalGeneration(config), layers=(1,), num_heads=4)
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_vision_remember(model, folder)
     ...     again = load_vision_remember(LlavaForConditionalGeneration(config), folder)
@@ -187,12 +189,13 @@ def _some(names: set[str]) -> str:
 
 def _write(folder: Path, content: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=FILE, suffix=".tmp", delete=False) as file:
+    written = folder / f"{FILE}.{secrets.token_hex(8)}.tmp"
+    with open(written, "xb") as file:  # with the rights that the umask allows, which tempfile's have not
         try:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         except BaseException:
-            os.unlink(file.name)
+            os.unlink(written)
             raise
-    os.replace(file.name, folder / FILE)
+    os.replace(written, folder / FILE)
