@@ -125,6 +125,27 @@ def test_visionzip_and_a_pruned_decoder_go_together() -> None:
     assert [cache.get_seq_length(layer) for layer in range(2)] == [10, 6]
 
 
+@pytest.mark.parametrize("following", ["fastv", "visionzip"])
+def test_the_processor_writes_all_placeholders_when_another_method_follows(following: str) -> None:
+    host, own = model("llava"), processor("llava")
+    before = set(vars(own))
+    apply_pruning(host, "vispruner", own, count=COUNT)
+    assert set(vars(own)) > before
+    if following == "fastv":
+        apply_pruning(host, "fastv", layer=1, keep_ratio=0.5)
+    else:
+        apply_visionzip(host, dominant=5, contextual=3)
+    assert set(vars(own)) == before
+
+
+def test_visionzip_in_the_place_of_vispruner_stays_when_the_decoder_is_pruned() -> None:
+    host = apply_visionzip(apply_pruning(model("llava"), "vispruner", count=COUNT), dominant=5, contextual=3)
+    apply_pruning(host, "fastv", layer=1, keep_ratio=0.5)
+    with torch.no_grad():
+        cache = host(input_ids=prompt(8), pixel_values=pixels(1)).past_key_values
+    assert [cache.get_seq_length(layer) for layer in range(2)] == [10, 6]
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"count": 0}, ValueError, "count is 0; it must be at least 1"),
     ({"count": 2.5}, TypeError, r"count is 2\.5; it must be an int"),

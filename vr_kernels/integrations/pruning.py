@@ -95,7 +95,7 @@ def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) 
         inner = check_encoders("apply_pruning", model, processor, budget)
         remove_pruning(model, processor)
         replace_encoders("apply_pruning", inner, processor, budget)
-        setattr(inner, STATE, EncoderPruning(inner))
+        setattr(inner, STATE, EncoderPruning(inner, processor))
         return model
     if not isinstance(method, str) or method not in RULES:
         known = (*RULES, VisPrunerBudget.name)
@@ -158,8 +158,10 @@ def _options(method: str, rule: Callable[..., object], options: dict[str, Any]) 
 class EncoderPruning:
     """What is left behind by a method that acts in front of the decoder: enough to undo it."""
 
-    def __init__(self, inner: nn.Module) -> None:
-        self._inner = inner
+    def __init__(self, inner: nn.Module, processor: Any) -> None:
+        self._inner, self._processor = inner, processor
 
     def remove(self, processor: Any) -> None:
+        """Of the processor that is given, and of the one that was given at the start."""
         restore_encoders("remove_pruning", self._inner, processor)
+        restore_encoders("remove_pruning", self._inner, self._processor)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from vr_kernels.integrations.pruning import STATE
 from vr_kernels.integrations.visionzip import VisionZip
 from vr_kernels.integrations.zipped_encoders import check_encoders, find_model, replace_encoders, restore_encoders
 
@@ -62,7 +63,11 @@ def apply_visionzip(
     torch.Size([1, 15, 99])
     """
     budget = VisionZipBudget(dominant, contextual, merge)
-    replace_encoders("apply_visionzip", check_encoders("apply_visionzip", model, processor, budget), processor, budget)
+    inner = check_encoders("apply_visionzip", model, processor, budget)
+    vispruner = vars(inner).pop(STATE, None)
+    if vispruner is not None:  # whose place this takes: what removed it later would remove this
+        vispruner.remove(None)
+    replace_encoders("apply_visionzip", inner, processor, budget)
     return model
 
 
