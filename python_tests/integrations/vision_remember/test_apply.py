@@ -45,6 +45,16 @@ def test_removal_leaves_nothing_behind(kind: str) -> None:
     remove_vision_remember(model)  # again: nothing to do
 
 
+def test_removal_from_the_inner_model_first_leaves_nothing_behind_either() -> None:
+    model = tiny.model("llava")
+    model(**tiny.batch(model, "llava", [[]]))  # in which transformers adds hooks of its own
+    before = traces(model)
+    apply_vision_remember(model, layers=(1,), levels=(1, 2), num_heads=4)
+    remove_vision_remember(model.model)
+    remove_vision_remember(model)
+    assert traces(model) == before
+
+
 @each_family
 def test_keys_of_the_host_stay_and_new_ones_are_named_for_the_blocks(kind: str) -> None:
     old, new = set(tiny.model(kind).state_dict()), set(tiny.patched(kind).state_dict())

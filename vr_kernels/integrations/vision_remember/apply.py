@@ -17,6 +17,7 @@ from vr_kernels.integrations.vision_remember.hooks import check_layers, insert_b
 from vr_kernels.integrations.vision_remember.patch import (
     PATCH,
     GetImageFeatures,
+    Method,
     Patch,
     PrepareInputsForGeneration,
     add_context,
@@ -187,9 +188,13 @@ def remove_vision_remember(model: M) -> M:
     True
     """
     inner = find_inner("remove_vision_remember", model)
-    if not hasattr(inner, PATCH):
-        return model
     outer = _around(model, inner)
+    if not hasattr(inner, PATCH):
+        # The inner model may have been freed alone, without the one around it; what others put there is not ours.
+        if outer is not None and isinstance(vars(outer).get(PrepareInputsForGeneration.name), Method):
+            delattr(outer, PrepareInputsForGeneration.name)
+            remove_hooks(outer, mark_prompt)
+        return model
     remove_blocks(inner.language_model.layers)
     for holder, method, hook in (
         (inner, GetImageFeatures, add_context),
