@@ -279,3 +279,12 @@ def test_states_keep_the_cls_row(family: str) -> None:
         model(images)
     with pytest.raises(RuntimeError, match="captured side by side, without CLS rows"):
         _ = captured.states
+
+
+def test_received_saliency_is_one_over_the_number_of_patches_on_average() -> None:
+    """And no sigmoid about a half: docs/methods.md tells."""
+    model = tower("siglip")
+    with torch.no_grad(), capture_features(model, 3, saliency="received") as captured:
+        model(pixels())
+    assert captured.saliency is not None
+    torch.testing.assert_close(captured.saliency.mean((1, 2)), torch.full((2,), 1 / 9))

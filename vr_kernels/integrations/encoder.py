@@ -53,8 +53,9 @@ def capture_features(
         levels: indices of hidden_states: 0 the embeddings, k the output of block k, negative ones from the end. As in
             transformers the last one is before the tower's final LayerNorm. In the order wanted, each once.
         saliency: "cls", sigmoid of the CLS query's mean logit (v1, Eq. 3; ``vr_kernels.cls_saliency``); "received", the
-            attention that a patch receives (``vr_kernels.attention_received``), for towers without CLS row; or a
-            function of that block's query and key (B, N, h, d), the CLS row included, that returns (B, N).
+            attention that a patch receives (``vr_kernels.attention_received``), for towers without CLS row, which sums
+            to 1 over N patches: 1/N on average, where "cls" is about 0.5; or a function of that block's query and key
+            (B, N, h, d), the CLS row included, that returns (B, N).
         saliency_level: the block that makes hidden_states[saliency_level]; None: the deepest of ``levels``, which is
             block 23 for the levels of the papers.
         joint: write the levels side by side into one buffer, their concatenation: ``joint``, of which ``features``

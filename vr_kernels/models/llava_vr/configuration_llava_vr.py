@@ -55,7 +55,8 @@ class LlavaVRConfig(LlavaNextConfig):
         vr_bidirectional: whether blocks have the bidirectional layer. vr_text_guided: whether the prompt's text guides
             it.
         vr_saliency: "none", "value" or "feature": from the CLS row, or where the encoder has none from the attention
-            that its patches receive. vr_saliency_level: whose block it is taken from; None: the deepest of vr_levels.
+            that its patches receive, which is 1/N on average over N patches, not about 0.5, and so all but switches
+            the cross-attention off. vr_saliency_level: whose block it is taken from; None: the deepest of vr_levels.
         vr_options: any other field of ``VisionRememberConfig``.
 
     ``vision_feature_layer`` says which levels the projector reads, with the number that it reads by default where the
