@@ -43,7 +43,7 @@ def small_batch() -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    model, batch = small_model(), small_batch()
+    model, batch = small_model().eval(), small_batch()
     before = model(**batch).logits
     apply_vision_remember(model, layers=(1, 3), levels=(2, 4), neighborhood=(1, 1), num_heads=4)
     print("untrained blocks change nothing:", torch.equal(model(**batch).logits, before))

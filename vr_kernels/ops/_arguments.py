@@ -172,7 +172,7 @@ class Arguments:
             raise TypeError(f"{self.operator}: {name} is {value!r}; it must be a number" + " or None" * optional)
         if isinstance(value, int) and abs(value) > sys.float_info.max:
             raise self.error(f"{name} is an integer of {value.bit_length()} bits; it must be one that a float can hold")
-        if isinstance(value, torch.SymFloat):
+        if torch.compiler.is_compiling() or isinstance(value, torch.SymFloat):  # whose values are not known yet
             return
         if not math.isfinite(value):
             raise self.error(f"{name} is {value}; it must be finite")
