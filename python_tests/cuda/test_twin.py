@@ -100,7 +100,7 @@ def test_no_bit_depends_on_the_order_of_threads_and_blocks(twin: Any, subject: S
 
 
 @not_sanitized
-@pytest.mark.parametrize(("subject", "call"), EVERYTHING)
+@pytest.mark.parametrize(("subject", "call"), [EVERYTHING[0], EVERYTHING[-1]])  # of two tiles of heads
 def test_each_gradient_alone_obeys_the_error_rule(twin: Any, subject: Subject, call: Call) -> None:
     reference = subject.run("reference")
     for order, wanted in enumerate(floating_tensors(call)):
@@ -125,8 +125,9 @@ def test_results_are_the_same_however_much_shared_memory_there_is(twin: Any, sub
 
 
 @not_sanitized
-@pytest.mark.parametrize("backend", ["twin", "twin_fused"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float32, "twin"), (torch.bfloat16, "twin"), (torch.bfloat16, "twin_fused")], ids=str
+)
 def test_the_papers_shape_obeys_the_error_rule(dtype: torch.dtype, backend: str) -> None:
     # v2's window of 3x3 and three levels of 1024, for one row of windows and 24 heads.
     assert_obeys_the_error_rule(
