@@ -64,8 +64,9 @@ def test_the_counters_step_runs_one_call_of_each_kernel_below_ncu(tmp_path: Path
     ncu.chmod(0o755)
     path = f"{ncu.parent}:{os.environ['PATH']}"
     gpu(tmp_path, "counters-1", PYTHON=sys.executable, DEVICE="cpu", QUICK="1", PATH=path)
-    log = (tmp_path / "work/results/counters-1.log").read_text()
-    assert f"--log-file\n{tmp_path}/work/results/gpu-counters-1.csv" in log
+    results = tmp_path / "work" / "results"
+    log = (results / "counters-1.log").read_text()
+    assert f"--log-file\n{results / 'gpu-counters-1.csv'}" in log
     # There is no GPU here, so each says what it would have needed: that all four are asked is what can be seen.
     for backend in ("triton", "triton_fused", "cuda", "cuda_fused"):
         assert re.search(rf"^tiny {backend}: ValueError: .*backend='{backend}' cannot run this call", log, re.MULTILINE)

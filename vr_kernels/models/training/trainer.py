@@ -128,11 +128,11 @@ class VisionLanguageTrainer(Trainer):
     def _config_as_it_came(self) -> Iterator[None]:
         """Without ``use_cache``, by which Trainer keeps a step from building a cache that nothing reads."""
         settings = vars(self.model.config)
-        use_cache = settings.pop("use_cache", None)
+        own = {name: settings.pop(name) for name in ("use_cache",) if name in settings}
         try:
             yield
         finally:
-            settings["use_cache"] = use_cache
+            settings.update(own)
 
     def _clear_staging(self) -> None:
         """What a run that was killed left behind is not mixed into the next folder."""
