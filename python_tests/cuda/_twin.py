@@ -30,7 +30,9 @@ from vr_kernels.ops.local_cross_attention.fused import FusedEngine
 CSRC = Path(__file__).parents[2] / "csrc"
 TWIN = Path(__file__).parent / "twin"
 SANITIZED = _native.unavailable() is None and _native.module().build_info()["sanitizer"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+SANITIZERS = ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1"]
+# Not for the bindings, which are pybind11's templates: it takes long over them.
+KERNEL_SANITIZERS = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 
 # What a device may have, by ``set_shared_memory``: the least that a block takes, half of what an sm_120 has, and of an
 # sm_90.
@@ -44,17 +46,22 @@ def build(output: Path) -> None:
     includes = [f"-I{path}" for path in (TWIN, CSRC, pybind11.get_include(), sysconfig.get_path("include"))]
     flags = ["-std=c++17", "-O1", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     flags += ["-Wno-unknown-pragmas"]
-    sanitizers = SANITIZERS if SANITIZED else []
     compiler = os.environ.get("CXX", "c++")
+
+    def sanitizers(source: Path) -> list[str]:
+        binds = source.name in ("bindings_cuda.cpp", "module.cpp")
+        return SANITIZERS + ([] if binds else KERNEL_SANITIZERS) if SANITIZED else []
 
     def compiled(source: Path) -> Path:
         target = output.with_name(f"{source.name}.o")
-        subprocess.run([compiler, *flags, *sanitizers, *includes, "-x", "c++", "-c", source, "-o", target], check=True)
+        options = [*flags, *sanitizers(source), *includes]
+        subprocess.run([compiler, *options, "-x", "c++", "-c", source, "-o", target], check=True)
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sources))
-    subprocess.run([compiler, "-shared", *sanitizers, *objects, "-o", output], check=True)
+    linked = SANITIZERS + KERNEL_SANITIZERS if SANITIZED else []
+    subprocess.run([compiler, "-shared", *linked, *objects, "-o", output], check=True)
 
 
 def load(path: Path) -> Any:

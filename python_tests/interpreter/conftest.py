@@ -14,10 +14,11 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 
-from python_tests.interpreter import _bfloat16, _nested_calls
+from python_tests.interpreter import _bfloat16, _nested_calls, _types
 
 _bfloat16.install()
 _nested_calls.install()
+_types.install()
 
 
 @pytest.fixture(autouse=True)
