@@ -81,14 +81,16 @@ has() {
   "$PYTHON" -c "import $1" 2>/dev/null
 }
 
-# Triton's and torch's versions here differ from those that the project pins: their warnings are not errors. Most of the
-# time goes into Triton's compiler, which knows one core: a process a core shares it where pytest-xdist is installed.
+# Versions here differ from those that the project pins: settings of their own, in which pytest may be older and the
+# others' warnings are not errors. Most of the time goes into Triton's compiler, which knows one core: a process a core
+# shares it where pytest-xdist is installed.
 tests() {
-  local options=()
+  local options=() settings=$WORK/pytest.ini
+  printf '[pytest]\naddopts = --import-mode=importlib\nmarkers = gpu\nxfail_strict = true\n' >"$settings"
   has xdist && options+=(-n "$(nproc)")
   has pytest_timeout && options+=(--timeout 100)
-  OMP_NUM_THREADS=1 "$PYTHON" -m pytest python_tests/gpu -k "$1" "${options[@]}" -q -rs -p no:cacheprovider \
-    -o minversion=0 -o filterwarnings=default
+  OMP_NUM_THREADS=1 "$PYTHON" -m pytest -c "$settings" --rootdir . python_tests/gpu -k "$1" "${options[@]}" -q -rs \
+    -p no:cacheprovider
 }
 
 # Without torch's allocator each tensor is an allocation, whose bounds the tool knows.

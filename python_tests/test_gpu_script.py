@@ -47,6 +47,16 @@ def test_a_step_that_fails_is_named_and_its_log_comes_back_with_the_next_one_s(t
         assert {"./nonsense.log", "./bench-token_fusion-8.log"} <= set(archive.getnames())
 
 
+def test_the_tests_run_by_settings_that_an_older_pytest_takes(tmp_path: Path) -> None:
+    """pytest 8 reads minversion from pyproject.toml whatever ``-o`` says."""
+    words, settings = tmp_path / "python", tmp_path / "work/pytest.ini"
+    words.write_text('#!/bin/sh\necho "$@"\n')
+    words.chmod(0o755)
+    done = gpu(tmp_path, "test-cuda_fused", PYTHON=str(words))
+    assert f"-m pytest -c {settings} --rootdir . python_tests/gpu -k cuda_fused" in done.stdout
+    assert "minversion" not in settings.read_text()
+
+
 def test_a_step_that_hangs_ends_at_its_limit_and_the_call_at_its_own(tmp_path: Path) -> None:
     hanging = tmp_path / "python"
     hanging.write_text("#!/bin/sh\ntrap '' INT\necho begun\nexec sleep 600\n")

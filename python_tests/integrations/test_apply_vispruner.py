@@ -15,7 +15,7 @@ from python_tests.compression.test_visionzip import expected_order
 from python_tests.integrations._llava_models import model, processor
 from python_tests.integrations._towers import MODELS, pixels, tower
 from python_tests.integrations.test_apply_visionzip import logits_of_rows, prompt
-from vr_kernels import apply_pruning, apply_visionzip, remove_pruning
+from vr_kernels import apply_pruning, apply_visionzip, remove_pruning, remove_visionzip
 from vr_kernels.integrations.vispruner import VisPruner
 
 families = pytest.mark.parametrize("family", MODELS)
@@ -183,3 +183,13 @@ def test_a_level_that_no_block_makes_is_refused(level: int) -> None:
 def test_other_methods_take_no_processor() -> None:
     with pytest.raises(TypeError, match="fastv takes no processor"):
         apply_pruning(model("llava"), "fastv", processor("llava"))
+
+
+def test_removing_visionzip_leaves_what_is_not_its_own() -> None:
+    host, images = model("llava", "clip"), pixels(1)
+    apply_pruning(host, "vispruner", count=4)
+    expected = host.get_image_features(images).pooler_output
+    remove_visionzip(host)
+    assert torch.equal(host.get_image_features(images).pooler_output[0], expected[0])
+    remove_pruning(host)
+    assert "get_image_features" not in vars(host.model)

@@ -194,6 +194,27 @@ def test_the_loss_of_given_labels_is_that_of_the_logits() -> None:
     torch.testing.assert_close(out.loss, expected)
 
 
+@methods
+def test_an_answer_with_labels_has_no_say_in_what_is_dropped(method: str) -> None:
+    """A likelihood whose tokens were chosen by the answer is not that of the answer."""
+    host, inputs = llava("llava", "llama", "clip"), batch(1, 2)
+    apply_pruning(host, method, **CASES[method])
+    prompt = inputs["input_ids"].shape[1]
+    words = torch.tensor([[5, 9, 7], [11, 4, 6]])
+    longer = inputs | {
+        "input_ids": torch.cat([inputs["input_ids"], words], 1),
+        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(words)], 1),
+    }
+    labels = longer["input_ids"].clone()
+    labels[:, :prompt] = -100
+    with torch.no_grad():
+        expected = host(**inputs).logits[:, -1]
+        scored = host(**longer, labels=labels).logits[:, prompt - 1]
+        without_labels = host(**longer).logits[:, prompt - 1]
+    torch.testing.assert_close(scored, expected)
+    assert method == "random" or not torch.allclose(without_labels, expected)
+
+
 def test_a_model_made_from_a_known_one_is_known() -> None:
     import transformers as hf
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -226,3 +228,14 @@ def test_a_saved_config_says_everything(tmp_path: Path) -> None:
         "vr_interaction": "local", "vr_bidirectional": True, "vr_text_guided": True, "vr_saliency": "none",
         "vr_saliency_level": None, "vr_options": {"num_heads": 2},
     }  # fmt: skip
+
+
+def test_weights_that_wait_on_the_cpu_or_on_disk_are_fetched_where_they_are_read(tmp_path: Path) -> None:
+    model = tiny.model("clip")  # torch reads past the modules in SigLIP's pooling
+    inputs = tiny.inputs(tiny.processor(model.config), ["w1 <image> w2"], [tiny.image()])
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for offload in (accelerate.cpu_offload, partial(accelerate.disk_offload, offload_dir=tmp_path)):
+            offloaded = offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+            assert any(parameter.is_meta for parameter in offloaded.parameters())
+            torch.testing.assert_close(offloaded(**inputs).logits, expected)

@@ -31,6 +31,23 @@ def test_a_prefill_in_parts_of_text_alone_is_none_of_these() -> None:
     assert torch.equal(model.generate(**inputs, **options, prefill_chunk_size=2), model.generate(**inputs, **options))
 
 
+@pytest.mark.parametrize("given", ["the whole dialogue", "what is new", "embeddings"])
+def test_a_cache_that_another_question_guided(given: str) -> None:
+    model = tiny.model()
+    inputs = one_image(model)
+    cache = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True).past_key_values
+    new = torch.tensor([[9, 10, 11]])
+    ids = torch.cat([inputs["input_ids"], new], 1)
+    mask = torch.ones(1, cache.get_seq_length() + 3, dtype=torch.int64)
+    calls: dict[str, dict[str, Any]] = {
+        "the whole dialogue": {"input_ids": ids},
+        "what is new": {"input_ids": new, "attention_mask": mask},
+        "embeddings": {"inputs_embeds": model.get_input_embeddings()(ids)},
+    }
+    with pytest.raises(ValueError, match=r"goes on from a cache of .* tokens with images.*earlier prompt"):
+        model.generate(**calls[given], past_key_values=cache, max_new_tokens=1)
+
+
 def test_images_behind_a_cache() -> None:
     model = tiny.model()
     inputs = one_image(model)

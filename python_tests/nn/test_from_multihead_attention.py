@@ -149,3 +149,11 @@ def test_a_parametrised_input_projection_is_read_as_it_presents_itself(name: str
     expected, _ = stock_resampler(attention, query, levels)
     module = LocalCrossAttention.from_multihead_attention(attention, WIDTHS)
     torch.testing.assert_close(module(query, levels), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_one_that_computes_with_other_weights_is_refused() -> None:
+    plain = nn.MultiheadAttention(12, 3)
+    plain.qconfig = torch.ao.quantization.default_qconfig
+    quantizable = torch.ao.nn.quantizable.MultiheadAttention.from_float(plain)
+    with pytest.raises(TypeError, match="attention is a MultiheadAttention with a forward of its own"):
+        LocalCrossAttention.from_multihead_attention(quantizable)

@@ -10,7 +10,7 @@ from torch import nn
 
 from vr_kernels.integrations._decoder import Decoder
 from vr_kernels.integrations.pruning_hooks import PruningHooks
-from vr_kernels.integrations.pruning_rules import FastV, PyramidDrop, RandomRows, Rule, SparseVLM, check_blocks
+from vr_kernels.integrations.pruning_rules import STATE, FastV, PyramidDrop, RandomRows, Rule, SparseVLM, check_blocks
 from vr_kernels.integrations.vispruner import VisPrunerBudget
 from vr_kernels.integrations.zipped_encoders import check_encoders, replace_encoders, restore_encoders
 from vr_kernels.nn import VisionRemember
@@ -19,8 +19,6 @@ from vr_kernels.nn._sizes import check_module
 __all__ = ["apply_pruning", "remove_pruning"]
 
 M = TypeVar("M", bound=nn.Module)
-
-STATE = "_vr_kernels_pruning"  # the attribute of the decoder, or of the part that encodes images
 
 RULES: Mapping[str, Callable[..., Rule]] = {
     "fastv": FastV,
@@ -163,5 +161,5 @@ class EncoderPruning:
 
     def remove(self, processor: Any) -> None:
         """Of the processor that is given, and of the one that was given at the start."""
-        restore_encoders("remove_pruning", self._inner, processor)
-        restore_encoders("remove_pruning", self._inner, self._processor)
+        for counted in (processor, self._processor):
+            restore_encoders("remove_pruning", self._inner, counted, VisPrunerBudget.name)

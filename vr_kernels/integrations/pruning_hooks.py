@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from vr_kernels.integrations._decoder import Decoder, named_arguments
 from vr_kernels.integrations.pruning_pass import MEMORY, Continuation, Memory, Prefill
 from vr_kernels.integrations.pruning_rules import Rule
+from vr_kernels.integrations.vision_remember.hooks import refresh_first
 
-MASK, PASS = "vision_mask", "_vr_kernels_pruning_pass"  # arguments that go down from module to module
+# Arguments that go down from module to module.
+MASK, SUPERVISED, PASS = "vision_mask", "_vr_kernels_pruning_supervised", "_vr_kernels_pruning_pass"
+
+IGNORED = -100  # of labels: what is not supervised
 
 
 class PruningHooks:
@@ -31,6 +35,7 @@ class PruningHooks:
             # In front of other hooks on a layer, which so see what the layer sees.
             before = functools.partial(self._before_layer, number)
             self._hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
+            refresh_first(layer)
         # The innermost: around it there may be PEFT's.
         generating: list[Any] = [
             module for module in model.modules() if hasattr(type(module), "prepare_inputs_for_generation")
@@ -38,6 +43,7 @@ class PruningHooks:
         self._generating = generating[-1] if generating else None
         if self._generating is not None:
             self._generating._get_candidate_generator = _refuse_guesses
+            self._hooks.append(self._generating.register_forward_pre_hook(_note_supervised, with_kwargs=True))
         if decoder.holder is not None:
             self._hooks.append(decoder.holder.register_forward_pre_hook(self._before_holder, with_kwargs=True))
         elif self._generating is not None:
@@ -55,8 +61,8 @@ class PruningHooks:
         return args, {MASK: vision, **kwargs}
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        vision = kwargs.pop(MASK, None)
-        step = self._step(named_arguments(module, args, kwargs), vision)
+        vision, supervised = kwargs.pop(MASK, None), kwargs.pop(SUPERVISED, None)
+        step = self._step(named_arguments(module, args, kwargs), vision, supervised)
         return args, kwargs if step is None else {**kwargs, PASS: step}
 
     def _before_layer(
@@ -74,7 +80,9 @@ class PruningHooks:
         output.last_hidden_state = step.leave(output.last_hidden_state)
         return output
 
-    def _step(self, given: dict[str, Any], vision: Tensor | None) -> Prefill | Continuation | None:
+    def _step(
+        self, given: dict[str, Any], vision: Tensor | None, supervised: Tensor | None
+    ) -> Prefill | Continuation | None:
         """How this call of the decoder differs from a plain one, if it does."""
         ids, cache = given.get("input_ids"), given.get("past_key_values")
         batch, length = (given["inputs_embeds"] if ids is None else ids).shape[:2]
@@ -84,9 +92,9 @@ class PruningHooks:
         if hasattr(cache, MEMORY):  # of a prompt that the cache has been emptied of
             delattr(cache, MEMORY)
         vision = _checked(self.rule.name, vision, batch, length)
-        return None if vision is None else self._prefill(given.get("attention_mask"), cache, vision)
+        return None if vision is None else self._prefill(given.get("attention_mask"), cache, vision, supervised)
 
-    def _prefill(self, mask: Any, cache: Any, vision: Tensor) -> Prefill:
+    def _prefill(self, mask: Any, cache: Any, vision: Tensor, supervised: Tensor | None) -> Prefill:
         name = self.rule.name
         if self._decoder.module.training:
             raise RuntimeError(f"{name}: the model is in training mode; pruning is for inference: call model.eval()")
@@ -96,7 +104,7 @@ class PruningHooks:
                 "without cache_implementation), whose layers may hold different numbers of tokens"
             )
         _refuse_pairs(name, mask)
-        return Prefill(self._decoder, self.rule, vision, mask)
+        return Prefill(self._decoder, self.rule, vision, mask, supervised)
 
     def _continuation(
         self, mask: Any, cache: Any, vision: Tensor | None, batch: int, length: int
@@ -115,6 +123,12 @@ class PruningHooks:
             raise ValueError(f"{name}: the cache is of a batch of {memory.batch}, and this call of {batch}")
         _refuse_pairs(name, mask)
         return Continuation(self._decoder, memory, mask)
+
+
+def _note_supervised(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Before the forward of the model with the head: an answer that is to be scored has no say in what is dropped."""
+    labels = named_arguments(module, args, kwargs).get("labels")
+    return args, kwargs if labels is None else {**kwargs, SUPERVISED: labels != IGNORED}
 
 
 def _refuse_pairs(name: str, mask: Any) -> None:

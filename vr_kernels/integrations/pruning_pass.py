@@ -35,9 +35,14 @@ class Layout:
     vision: Tensor  # (B, n) bool
     raters: Tensor | None  # (B, n) bool
     valid: Tensor | None  # (B, n) bool; None: no padding
+    answer: Tensor | None  # (B, n) bool, behind the prompt; None: the prompt is all there is
     positions: Tensor  # (B, n) int64
     lengths: Tensor  # (B,) int64, the valid slots
     originals: tuple[int, ...]  # vision tokens of each prompt
+
+    @property
+    def prompt(self) -> Tensor | None:
+        return in_prompt(self.valid, self.answer)
 
 
 class Held(NamedTuple):
@@ -66,7 +71,7 @@ class LayerAttention:
         self._embedding = embedding[0].expand(batch, -1, -1), embedding[1].expand(batch, -1, -1)  # (B, n, d)
 
     def last_query(self) -> Tensor:
-        last = last_slots(self._layout.valid, self._hidden)[:, None]  # (B, 1)
+        last = last_slots(self._layout.prompt, self._hidden)[:, None]  # (B, 1)
         cos, sin = self._embedding
         rows = take_tokens(cos, last), take_tokens(sin, last)
         return self._decoder.query(self._layer, take_tokens(self._hidden, last), rows)
@@ -85,10 +90,18 @@ class LayerAttention:
 class Prefill:
     """A prompt with vision tokens."""
 
-    def __init__(self, decoder: Decoder, rule: Rule, vision: Tensor, attention_mask: Tensor | None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        rule: Rule,
+        vision: Tensor,
+        attention_mask: Tensor | None,
+        supervised: Tensor | None = None,
+    ) -> None:
         self._decoder, self._rule = decoder, rule
         self._vision = vision
         self._valid = None if attention_mask is None else attention_mask.bool()
+        self._answer = None if supervised is None else answers(supervised, vision)
         self._layout: Layout | None = None
         self._length = vision.shape[1]
         self._view: dict[str, Any] = {}
@@ -121,8 +134,9 @@ class Prefill:
     def _begin(self, embeddings: Tensor, position_ids: Tensor) -> Layout:
         batch, length = self._vision.shape
         valid, vision = self._valid, self._vision
+        prompt = in_prompt(valid, self._answer)
         rows = torch.arange(length, device=vision.device)
-        vision = vision & (rows != last_slots(valid, embeddings)[:, None])  # what is generated goes on from that row
+        vision = vision & (rows != last_slots(prompt, embeddings)[:, None])  # what is generated goes on from that row
         if valid is None:
             self._tokens = torch.full((batch,), length, device=vision.device)
         else:
@@ -130,8 +144,9 @@ class Prefill:
         return Layout(
             rows=rows.expand(batch, length),
             vision=vision,
-            raters=self._rule.raters(embeddings, vision, valid),
+            raters=self._rule.raters(embeddings, vision, prompt),
             valid=valid,
+            answer=self._answer,
             positions=position_ids.expand(batch, length),
             lengths=self._tokens,
             originals=tuple(vision.sum(1).tolist()),
@@ -200,6 +215,19 @@ class Continuation:
         return F.pad(later, (total - later.shape[1], 0), value=True)
 
 
+def answers(supervised: Tensor, vision: Tensor) -> Tensor:
+    """(B, n) bool, True from the first supervised token on that stands behind all vision tokens."""
+    behind = vision.flip(1).cumsum(1).flip(1) == 0
+    return (supervised & behind).cumsum(1) > 0
+
+
+def in_prompt(valid: Tensor | None, answer: Tensor | None) -> Tensor | None:
+    """(B, n) bool, True at what is neither padding nor of an answer; None: all."""
+    if valid is None or answer is None:
+        return valid if answer is None else ~answer
+    return valid & ~answer
+
+
 def last_slots(valid: Tensor | None, hidden: Tensor) -> Tensor:
     """(B,) int64, the last valid slot of each sequence."""
     batch, length = hidden.shape[:2]
@@ -251,6 +279,7 @@ def repack(
         vision=moved(layout.vision, True) & valid,
         raters=None if layout.raters is None else moved(layout.raters, False) & valid,
         valid=valid if any(missing) else None,
+        answer=None if layout.answer is None else moved(layout.answer, False),
         positions=positions,
         lengths=longest - gone,
         originals=layout.originals,

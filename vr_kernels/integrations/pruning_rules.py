@@ -20,7 +20,9 @@ from vr_kernels.compression.pruning import (
     text_raters,
 )
 
-__all__ = ["FastV", "PyramidDrop", "RandomRows", "Rule", "SparseVLM", "Stage", "check_blocks"]
+__all__ = ["STATE", "FastV", "PyramidDrop", "RandomRows", "Rule", "SparseVLM", "Stage", "check_blocks"]
+
+STATE = "_vr_kernels_pruning"  # the attribute of a pruned decoder, or of the part that encodes images
 
 
 class Stage(NamedTuple):
@@ -37,7 +39,7 @@ class Rows(Protocol):
     def vision(self) -> Tensor: ...  # (B, n) bool
 
     @property
-    def valid(self) -> Tensor | None: ...  # (B, n) bool, False at padding; None: no padding
+    def prompt(self) -> Tensor | None: ...  # (B, n) bool, False at padding and in an answer; None: all is prompt
 
     @property
     def raters(self) -> Tensor | None: ...  # (B, n) bool, what Rule.raters said, or None
@@ -49,7 +51,7 @@ class Rows(Protocol):
 class Attention(Protocol):
     """The scored layer's queries and keys, made when they are asked for."""
 
-    def last_query(self) -> Tensor: ...  # (B, 1, h, d), of each sequence's last valid row
+    def last_query(self) -> Tensor: ...  # (B, 1, h, d), of the last row of each prompt
 
     def queries(self, rows: Tensor) -> list[Tensor]: ...  # of each sequence (R, h, d), of the rows (B, n) bool
 
@@ -66,7 +68,7 @@ class Rule(ABC):
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]: ...
 
-    def raters(self, embeddings: Tensor, vision: Tensor, valid: Tensor | None) -> Tensor | None:
+    def raters(self, embeddings: Tensor, vision: Tensor, prompt: Tensor | None) -> Tensor | None:
         """Which rows of the decoder's input (B, N, D) rate the others, where a rule needs it: (B, N) bool."""
         return None
 
@@ -97,7 +99,7 @@ class FastV(Rule):
 
     def keep(self, stage: int, rows: Rows, attention: Attention) -> tuple[Tensor, None]:
         query, key = attention.last_query(), attention.key()
-        return fastv(query, key, rows.vision, self.keep_ratio, valid=rows.valid), None
+        return fastv(query, key, rows.vision, self.keep_ratio, valid=rows.prompt), None
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class PyramidDrop(Rule):
 
     def keep(self, stage: int, rows: Rows, attention: Attention) -> tuple[Tensor, None]:
         query, key = attention.last_query(), attention.key()
-        return pyramiddrop(query, key, rows.vision, self.keep_ratios[stage], rows.originals, valid=rows.valid), None
+        return pyramiddrop(query, key, rows.vision, self.keep_ratios[stage], rows.originals, valid=rows.prompt), None
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,12 @@ class SparseVLM(Rule):
     def stages(self) -> tuple[Stage, ...]:
         return tuple(Stage(layer, layer + 1) for layer in self.layers)
 
-    def raters(self, embeddings: Tensor, vision: Tensor, valid: Tensor | None) -> Tensor:
-        return text_raters(embeddings, vision, valid)
+    def raters(self, embeddings: Tensor, vision: Tensor, prompt: Tensor | None) -> Tensor:
+        return text_raters(embeddings, vision, prompt)
 
     def keep(self, stage: int, rows: Rows, attention: Attention) -> tuple[Tensor, Tensor]:
         assert rows.raters is not None
-        scores = rate_by_text(attention.queries(rows.raters), attention.key(), rows.raters, rows.valid)
+        scores = rate_by_text(attention.queries(rows.raters), attention.key(), rows.raters, rows.prompt)
         return keep_highest(scores, rows.vision, [self.keep_counts[stage]] * len(scores)), scores
 
     def recycle(self, hidden: Tensor, dropped: Tensor, scores: Tensor | None) -> list[Tensor]:

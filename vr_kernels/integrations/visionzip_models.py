@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from vr_kernels.integrations.pruning import STATE
+from vr_kernels.integrations.pruning_rules import STATE
 from vr_kernels.integrations.visionzip import VisionZip
 from vr_kernels.integrations.zipped_encoders import check_encoders, find_model, replace_encoders, restore_encoders
 
@@ -72,7 +72,7 @@ def apply_visionzip(
 
 
 def remove_visionzip(model: M, processor: Any = None) -> M:
-    """Undo ``apply_visionzip``, of the processor too if it is given; a model that was never changed stays as it is.
+    """Undo ``apply_visionzip``, of the processor too if it is given; a model that it did not change stays as it is.
 
     >>> from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, CLIPVisionConfig
     >>> vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2)
@@ -81,7 +81,7 @@ def remove_visionzip(model: M, processor: Any = None) -> M:
     >>> remove_visionzip(apply_visionzip(model)) is model
     True
     """
-    restore_encoders("remove_visionzip", model, processor)
+    restore_encoders("remove_visionzip", model, processor, VisionZipBudget.name)
     return model
 
 

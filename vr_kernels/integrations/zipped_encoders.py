@@ -36,6 +36,8 @@ class Budget(Protocol):
     def zipper(self, tower: nn.Module, level: int) -> Callable[..., ZippedTokens]: ...
 
 
+BUDGET = "_vr_kernels_budget"  # the attribute of a method that replaces the model's: its budget's name
+
 # From the model, the budget and the call's arguments by name: the zipped images, and what the language model gets.
 Encode = Callable[[Any, Budget, Mapping[str, Any]], tuple[ZippedTokens, Any]]
 
@@ -135,12 +137,15 @@ def replace_encoders(operation: str, inner: Any, processor: Any, budget: Budget)
         setattr(inner, name, _encoder(inner, name, encode, budget))
 
 
-def restore_encoders(operation: str, model: nn.Module, processor: Any) -> None:
-    """Undo ``replace_encoders``."""
+def restore_encoders(operation: str, model: nn.Module, processor: Any, budget: str) -> None:
+    """Undo ``replace_encoders`` of the budget of that name; what else stands in those places stays."""
     inner = find_model(operation, model)
     for name in FAMILIES[inner.config.model_type].encoders:
-        if name in vars(inner):
+        method = vars(inner).get(name)
+        if getattr(method, BUDGET, None) == budget:
             delattr(inner, name)
+        elif method is not None:
+            processor = None  # it counts another's tokens
     if processor is not None:
         remove_token_counts(operation, inner.config.model_type, processor)
 
@@ -167,6 +172,7 @@ def _encoder(inner: Any, name: str, encode: Encode, budget: Budget) -> MethodTyp
         setattr(outputs, budget.name, zipped)
         return outputs
 
+    setattr(encoder, BUDGET, budget.name)
     return MethodType(encoder, inner)
 
 

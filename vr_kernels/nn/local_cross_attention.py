@@ -112,12 +112,18 @@ class LocalCrossAttention(ProjectedCrossAttention):
 
         Raises:
             ValueError: add_bias_kv or add_zero_attn; dropout while training; kdim other than vdim or feature_dims.
-            TypeError: no ``nn.MultiheadAttention``, or one whose out_proj has been replaced (adapted, quantised).
+            TypeError: no ``nn.MultiheadAttention``, or one with a forward of its own, or whose out_proj has been
+                replaced (adapted, quantised).
         """
         name = "LocalCrossAttention.from_multihead_attention"
         if not isinstance(attention, nn.MultiheadAttention):
             raise TypeError(
                 f"{name}: attention is a {type(attention).__name__}; it must be a torch.nn.MultiheadAttention"
+            )
+        if type(attention).forward is not nn.MultiheadAttention.forward:  # quantizable: of other weights than it has
+            raise TypeError(
+                f"{name}: attention is a {type(attention).__name__} with a forward of its own; it must compute as "
+                "torch.nn.MultiheadAttention does"
             )
         if attention.bias_k is not None or attention.add_zero_attn:
             raise ValueError(

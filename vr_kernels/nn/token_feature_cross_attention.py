@@ -134,7 +134,8 @@ class TokenFeatureCrossAttention(nn.Module):
         levels = self._check(hidden_states, vision_map, features, saliency)
         rows = vision_map.rows[None]  # (1, V): all images as one, for here each token is alone
         norm = self.query_norm
-        if type(norm) is nn.RMSNorm:
+        # An offloaded weight comes to its device when its own module is called, and not before.
+        if type(norm) is nn.RMSNorm and norm.weight.device == hidden_states.device:
             tokens = gather_tokens(hidden_states, rows, norm_weight=norm.weight, norm_eps=self.config.norm_eps)
         else:
             tokens = norm(gather_tokens(hidden_states, rows))

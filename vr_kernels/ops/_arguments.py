@@ -179,6 +179,14 @@ class Arguments:
         if value < least:
             raise self.error(f"{name} is {value}; it must be at least {least}")
 
+    def scale(self, value: Any, width: int) -> float:
+        """What scores are multiplied by: 1/sqrt(width) where ``value`` is None, and a float where it is an integer,
+        which no sum of tensors and no kernel need tell apart."""
+        self.number("scale", value)
+        if value is None:
+            return 1 / math.sqrt(width)
+        return float(value) if isinstance(value, int) else value  # type: ignore[no-any-return]
+
     def integer(self, name: str, value: Any, least: int) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{self.operator}: {name} is {value!r}; it must be an int")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from python_tests.models import _llava_vr as tiny
@@ -116,3 +117,16 @@ def test_what_is_no_model_is_named() -> None:
         record_window_attention(None),  # type: ignore[arg-type]
     ):
         pass
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
+def test_of_several_adapters_the_active_one_s_block_is_recorded() -> None:
+    model = tiny.model(image_grid_pinpoints=[])
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["vision_remember"])
+    adapted = get_peft_model(model, config, adapter_name="one")
+    adapted.add_adapter("two", config)
+    for name in ("one", "two"):
+        adapted.set_adapter(name)
+        with record_window_attention(adapted) as recorded:
+            prefill(adapted)
+        assert sorted(recorded) == [1, 4]

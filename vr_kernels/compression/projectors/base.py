@@ -66,10 +66,11 @@ class Projector(nn.Module, ABC):
         return len(self.feature_dims)
 
     @classmethod
-    def default_levels(cls, depth: int) -> tuple[int, ...]:
+    def default_levels(cls, depth: int, **options: Any) -> tuple[int, ...]:
         """Which ``hidden_states`` of an encoder of ``depth`` blocks the method reads (0 is the embedding output).
 
-        One level is the output of the last block but one, ``hidden_states[-2]``, as LLaVA takes it.
+        ``options`` are those that it is built with, of which STF's ``variant`` counts. One level is the output of the
+        last block but one, ``hidden_states[-2]``, as LLaVA takes it.
         """
         return (depth - 1,)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class STFProjector(DividingProjector):
         self.tokens_per_cell = tokens
 
     @classmethod
-    def default_levels(cls, depth: int, *, variant: str = "paper") -> tuple[int, ...]:
+    def default_levels(cls, depth: int, *, variant: str = "paper", **options: Any) -> tuple[int, ...]:
         """``fusion_levels`` of eight levels, or of the largest number below that divides the depth."""
         count = max(count for count in range(1, 9) if depth % count == 0)
         return fusion_levels(depth, count, variant=variant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class TokenPackerProjector(Projector):
             nn.init.uniform_(projection.weight, -bound, bound)
 
     @classmethod
-    def default_levels(cls, depth: int) -> tuple[int, ...]:
+    def default_levels(cls, depth: int, **options: Any) -> tuple[int, ...]:
         """``hidden_states`` 12, 16, 22 and 23 of 24 blocks; of another depth the same fractions, each once."""
         levels = (depth // 2, depth * 2 // 3, depth - 2, depth - 1)
         return tuple(sorted({max(level, 1) for level in levels}))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vr_kernels.integrations._holder import find_holder
-from vr_kernels.integrations.pruning import STATE as PRUNING
+from vr_kernels.integrations.pruning_rules import STATE as PRUNING
 from vr_kernels.integrations.pruning_rules import check_blocks
 from vr_kernels.integrations.vision_remember.context import NAME
 from vr_kernels.integrations.vision_remember.families import FAMILIES

@@ -58,12 +58,13 @@ def record_window_attention(model: nn.Module) -> Iterator[dict[int, WindowAttent
         ValueError: a model without a block of local attention. TypeError: a model that is no module.
     """
     check_module("record_window_attention", "model", model)
-    layers = {
-        int(found[1]) + 1: layer
+    # An adapter keeps several blocks for one layer, of which one runs.
+    layers = [
+        (int(found[1]) + 1, layer)
         for name, layer in model.named_modules()
         if (found := _BLOCK.search(name)) and isinstance(layer, TokenFeatureCrossAttention)
-    }
-    local = {number: layer for number, layer in layers.items() if isinstance(layer.attention, LocalCrossAttention)}
+    ]
+    local = [(number, layer) for number, layer in layers if isinstance(layer.attention, LocalCrossAttention)]
     if not local:
         raise ValueError(
             "record_window_attention: model has no Vision Remember block with local attention; those of global or "
@@ -71,7 +72,7 @@ def record_window_attention(model: nn.Module) -> Iterator[dict[int, WindowAttent
         )
     recorded: dict[int, WindowAttention] = {}
     with ExitStack() as handles:
-        for number, layer in local.items():
+        for number, layer in local:
             for handle in _record(layer, recorded, number):
                 handles.callback(handle.remove)
         yield recorded

@@ -14,6 +14,7 @@ from vr_kernels.integrations.vision_remember.encoded import EncodedImages
 from vr_kernels.nn import VisionTokenMap
 
 NAME = "vision_remember"  # the keyword argument, and the name of a decoder layer's block
+GUIDED = "_vision_remember_guided"  # the attribute of a cache whose image tokens have read the text of their prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +182,13 @@ def _fits(prompt_mask: Tensor, text: Tensor) -> bool:
     return len(prompt_mask) == len(text) and prompt_mask.shape[1] <= text.shape[1]
 
 
-def prompt_of_labels(labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """(B, T) bool: what stands before the first supervised token. The answer pooled into the prefix would leak it."""
+def prompt_of_labels(labels: Tensor, attention_mask: object, ignore_index: int = -100) -> Tensor | None:
+    """(B, T) bool: what stands before the first supervised token. The answer pooled into the prefix would leak it.
+
+    None where the attention_mask does not say what is padding, which has no label either: ``prompt_text`` then asks.
+    """
+    if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
+        return None
     return (labels != ignore_index).cumsum(1) == 0
 
 

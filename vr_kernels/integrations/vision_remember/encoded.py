@@ -81,7 +81,7 @@ def cut_if_frozen(
 def note_prompt(
     mm_encoder_outputs: Any, input_ids: Tensor | None, attention_mask: Any, logits_to_keep: Any = 1
 ) -> None:
-    """At the start of a generation: which positions are prompt, kept with the images of this very call.
+    """At the start of a generation: which positions are prompt, kept with its images for ``add_prompt``.
 
     Later steps without a cache see what was generated as well, and a static cache turns the mask into one that no
     longer says what padding is. ``logits_to_keep`` is what ``generate`` asks for before it knows of guessed tokens.
@@ -97,15 +97,24 @@ def note_prompt(
     image["logits_to_keep"] = logits_to_keep
 
 
-def forget_guesses(mm_encoder_outputs: Any, logits_to_keep: Any) -> None:
-    """Before the first pass of an assisted generation: tokens that were guessed, and stand behind the prompt, are none
-    of it. That pass asks for the logits of each of them too, beyond what ``note_prompt`` noted."""
+def add_prompt(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Give a pass of a generation that reads images the prompt that was noted. A pass by itself, with images that a
+    generation has read before, gets none."""
+    image = (inputs.get("mm_encoder_outputs") or {}).get("image")
+    if image is not None and inputs.get("prompt_mask") is None:
+        inputs["prompt_mask"] = image.get("prompt_mask")
+    return inputs
+
+
+def forget_guesses(mm_encoder_outputs: Any, prompt_mask: Tensor | None, logits_to_keep: Any) -> Tensor | None:
+    """The prompt of a pass, in the first one of an assisted generation without the tokens that were guessed and stand
+    behind it. That pass asks for the logits of each of them too, beyond what ``note_prompt`` noted."""
     image: Any = (mm_encoder_outputs or {}).get("image")
-    if image is None:
-        return
-    prompt, noted = image.get("prompt_mask"), image.get("logits_to_keep")
-    if prompt is None or not isinstance(noted, int) or not isinstance(logits_to_keep, int) or logits_to_keep <= noted:
-        return
-    end = prompt.shape[1] - (logits_to_keep - noted)
-    image["prompt_mask"] = prompt & (torch.arange(prompt.shape[1], device=prompt.device) < end)
-    image["logits_to_keep"] = logits_to_keep
+    if image is None or prompt_mask is None or image.get("prompt_mask") is not prompt_mask:
+        return prompt_mask
+    noted, length = image.get("logits_to_keep"), prompt_mask.shape[1]
+    if not isinstance(noted, int) or not isinstance(logits_to_keep, int) or logits_to_keep <= noted:
+        return prompt_mask
+    before = torch.arange(length, device=prompt_mask.device) < length - (logits_to_keep - noted)
+    image["prompt_mask"], image["logits_to_keep"] = prompt_mask & before, logits_to_keep
+    return prompt_mask & before

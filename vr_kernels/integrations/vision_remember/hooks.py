@@ -9,12 +9,13 @@ keyword arguments of the model's forward, and return the hidden states alone or 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from vr_kernels.integrations.vision_remember.context import NAME, VisionRememberContext
+from vr_kernels.integrations.vision_remember.context import GUIDED, NAME, VisionRememberContext
 
 POSITIONS = ("after", "before")
 
@@ -67,6 +68,13 @@ def remove_hooks(module: nn.Module, function: Callable[..., Any]) -> None:
             with_kwargs.pop(key, None)
 
 
+def refresh_first(layer: nn.Module) -> None:
+    """Let a block in front of this layer run before hooks that were put in front of it since."""
+    hooks = cast("OrderedDict[int, Any]", layer._forward_pre_hooks)
+    for key in [key for key, hook in hooks.items() if hook is _refresh_input]:
+        hooks.move_to_end(key, last=False)
+
+
 def check_layers(operation: str, layers: Sequence[int], depth: int, position: str, *, prefix: str = "") -> None:
     """Refuse layers that a decoder of this depth does not have; ``prefix`` is that of the arguments' names."""
     if position not in POSITIONS:
@@ -88,6 +96,7 @@ def _refresh_output(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     context: VisionRememberContext | None = kwargs.get(NAME)
     if context is None:
         return None
+    _mark_guided(kwargs, context)
     if isinstance(output, tuple):
         return (_refreshed(layer, output[0], context), *output[1:])
     return _refreshed(layer, output, context)
@@ -97,9 +106,16 @@ def _refresh_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     context: VisionRememberContext | None = kwargs.get(NAME)
     if context is None:
         return None
+    _mark_guided(kwargs, context)
     if args:
         return (_refreshed(layer, args[0], context), *args[1:]), kwargs
     return args, kwargs | {"hidden_states": _refreshed(layer, kwargs["hidden_states"], context)}
+
+
+def _mark_guided(kwargs: dict[str, Any], context: VisionRememberContext) -> None:
+    cache = kwargs.get("past_key_values")
+    if cache is not None and context.text_mask is not None:
+        setattr(cache, GUIDED, True)
 
 
 def _refreshed(layer: nn.Module, hidden_states: Tensor, context: VisionRememberContext) -> Tensor:

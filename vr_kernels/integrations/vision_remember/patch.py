@@ -21,9 +21,9 @@ from torch import Tensor
 
 from vr_kernels.integrations._decoder import named_arguments
 from vr_kernels.integrations.vision_remember.context import NAME, prompt_of_labels
-from vr_kernels.integrations.vision_remember.encoded import forget_guesses, note_prompt
+from vr_kernels.integrations.vision_remember.encoded import add_prompt, forget_guesses, note_prompt
 from vr_kernels.integrations.vision_remember.families import FAMILIES, Family
-from vr_kernels.integrations.vision_remember.prefill import image_slots, prefill_context
+from vr_kernels.integrations.vision_remember.prefill import image_slots, prefill_context, refuse_guided_cache
 from vr_kernels.nn import VisionRememberConfig
 
 PATCH = "_vision_remember"  # the attribute with the Patch
@@ -87,6 +87,7 @@ class PrepareInputsForGeneration(Method):
 
     def __call__(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("is_first_iteration"):
+            refuse_guided_cache("vision_remember", kwargs.get("past_key_values"))
             note_prompt(
                 kwargs.get("mm_encoder_outputs"),
                 input_ids,
@@ -99,7 +100,7 @@ class PrepareInputsForGeneration(Method):
                 "vision_remember: a pass over image tokens comes without their images; leave prefill_chunk_size out, "
                 "for image tokens read the whole prompt, and do not make this model the assistant_model of another"
             )
-        return inputs
+        return add_prompt(inputs)
 
 
 def _lacks_images(inputs: Mapping[str, Any], image_token_id: int) -> bool:
@@ -160,6 +161,8 @@ def mark_prompt(outer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
     """Before the forward of the model around it: the prompt ends at the first label, or guess."""
     kwargs = named_arguments(outer, args, kwargs)
     if kwargs.get("labels") is not None and kwargs.get("prompt_mask") is None:
-        kwargs["prompt_mask"] = prompt_of_labels(kwargs["labels"])
-    forget_guesses(kwargs.get("mm_encoder_outputs"), kwargs.get("logits_to_keep"))
-    return (), kwargs
+        kwargs["prompt_mask"] = prompt_of_labels(kwargs["labels"], kwargs.get("attention_mask"))
+    prompt_mask = forget_guesses(
+        kwargs.get("mm_encoder_outputs"), kwargs.get("prompt_mask"), kwargs.get("logits_to_keep")
+    )
+    return (), kwargs if prompt_mask is None else kwargs | {"prompt_mask": prompt_mask}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vr_kernels.integrations.vision_remember.context import (
+    GUIDED,
     VisionRememberContext,
     context_of_images,
     context_without_images,
@@ -70,8 +71,8 @@ def prefill_context(
         )
     text, bidirectional = None, "bidirectional" in config.layers
     if bidirectional and config.text_guide != "none":
-        known = getattr(outputs, "prompt_mask", None) if prompt_mask is None else prompt_mask
-        if known is None and training:
+        text = prompt_text(image_mask, attention_mask=attention_mask, prompt_mask=prompt_mask)
+        if prompt_mask is None and training:
             # No refusal: a new model is in training mode, and a first pass of it need not train.
             warnings.warn(
                 "vision_remember: the model is in training and gets neither labels nor prompt_mask, so that image "
@@ -80,9 +81,9 @@ def prefill_context(
                 "that was not patched",
                 stacklevel=2,
             )
-        text = prompt_text(image_mask, attention_mask=attention_mask, prompt_mask=known)
     if position_ids is not None and position_ids.dim() == 3:
-        position_ids = position_ids[0]
+        # Of four rows the first is the place in the text. Three are time, row and column: the place is the slot's.
+        position_ids = position_ids[0] if len(position_ids) == 4 else None
     context = context_of_images(
         image_mask,
         images,
@@ -94,6 +95,18 @@ def prefill_context(
         position_ids=position_ids if bidirectional and config.bidirectional_rope_theta is not None else None,
     )
     return context, plain
+
+
+def refuse_guided_cache(operation: str, past_key_values: Any) -> None:
+    """At the start of a generation: a cache whose images were guided by the text of another prompt."""
+    cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+    if cached > 0 and getattr(past_key_values, GUIDED, False):
+        raise ValueError(
+            f"{operation}: the prompt goes on from a cache of {cached} tokens with images, which were read with the "
+            "text of an earlier prompt; give the whole dialogue in one prefill, without past_key_values"
+        )
+    if cached == 0 and hasattr(past_key_values, GUIDED):  # it was emptied of what it held
+        delattr(past_key_values, GUIDED)
 
 
 def image_slots(

@@ -101,8 +101,8 @@ class LlavaVRConfig(LlavaNextConfig):
         if self.projector_type not in PROJECTORS:
             self._refuse("projector_type", "one of " + ", ".join(map(repr, PROJECTORS)))
         if PROJECTORS[self.projector_type].reads_levels and isinstance(self.vision_feature_layer, int):
-            levels = PROJECTORS[self.projector_type].default_levels(self.vision_config.num_hidden_layers)
-            self.vision_feature_layer = list(levels)
+            projector, depth = PROJECTORS[self.projector_type], self.vision_config.num_hidden_layers
+            self.vision_feature_layer = list(projector.default_levels(depth, **(self.projector_options or {})))
         self._check_llava_next()
         check_layers(NAME, self.vr_layers, self.text_config.num_hidden_layers, self.vr_position, prefix="vr_")
         _ = self.token_grid, self.projector_levels  # each refuses what does not fit

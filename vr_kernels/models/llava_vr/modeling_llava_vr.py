@@ -13,6 +13,7 @@ from vr_kernels.compression.projectors import Projector
 from vr_kernels.integrations.encoder import capture_features
 from vr_kernels.integrations.vision_remember import (
     EncodedImages,
+    add_prompt,
     cut_if_frozen,
     forget_guesses,
     image_slots,
@@ -246,8 +247,8 @@ class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, L
             prompt_mask: (B, T) bool, True at the prompt. Needed to score answers without labels.
         """
         if labels is not None and prompt_mask is None:
-            prompt_mask = prompt_of_labels(labels)
-        forget_guesses(mm_encoder_outputs, logits_to_keep)
+            prompt_mask = prompt_of_labels(labels, attention_mask)
+        prompt_mask = forget_guesses(mm_encoder_outputs, prompt_mask, logits_to_keep)
         return super().forward(
             input_ids,
             pixel_values=pixel_values,
@@ -274,12 +275,10 @@ class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, L
         **kwargs: Any,
     ) -> dict[str, Any]:
         images, cache = (mm_encoder_outputs or {}).get("image"), kwargs.get("past_key_values")
-        check_generation(
-            type(self).__name__, self.config, input_ids, images, cache, is_first_iteration=is_first_iteration
-        )
+        check_generation(type(self).__name__, images, cache, is_first_iteration=is_first_iteration)
         if is_first_iteration:
             note_prompt(mm_encoder_outputs, input_ids, attention_mask, kwargs.get("logits_to_keep", 1))
-        return super().prepare_inputs_for_generation(  # type: ignore[no-any-return]
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
@@ -287,3 +286,4 @@ class LlavaVRForConditionalGeneration(ComposedOfParts, LlavaVRPreTrainedModel, L
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
+        return add_prompt(inputs)

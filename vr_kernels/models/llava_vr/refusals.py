@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
+from vr_kernels.integrations.vision_remember import refuse_guided_cache
 from vr_kernels.models.llava_vr._transformers import is_part_of_a_prefill
 from vr_kernels.models.llava_vr.configuration_llava_vr import LlavaVRConfig
 
@@ -30,27 +29,12 @@ def check_encoding(name: str, config: LlavaVRConfig, kwargs: Mapping[str, Any]) 
             )
 
 
-def check_generation(
-    name: str,
-    config: LlavaVRConfig,
-    input_ids: Tensor | None,
-    images: Any,
-    past_key_values: Any,
-    *,
-    is_first_iteration: bool | None,
-) -> None:
+def check_generation(name: str, images: Any, past_key_values: Any, *, is_first_iteration: bool | None) -> None:
     """A prefill in parts, and a cache whose images were guided by the text of another prompt."""
     if images is not None and is_part_of_a_prefill(is_first_iteration, past_key_values):
         raise ValueError(
             f"{name}: prefill_chunk_size is set, or the model is the assistant_model of another, and the prompt has "
             "images; leave that out, for image tokens read the whole prompt"
         )
-    cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-    guided = bool(config.vr_layers) and config.vision_remember.text_guide != "none"
-    if not (is_first_iteration and guided and cached > 0 and input_ids is not None):
-        return
-    if bool((input_ids[:, :cached] == config.image_token_id).any()):
-        raise ValueError(
-            f"{name}: the prompt goes on from a cache of {cached} tokens with images, which were read with the text of "
-            "an earlier prompt; give the whole dialogue in one prefill, without past_key_values"
-        )
+    if is_first_iteration:
+        refuse_guided_cache(name, past_key_values)

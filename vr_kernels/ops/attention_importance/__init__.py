@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -117,8 +116,7 @@ def _plan(
     arguments.choice("normalize", normalize, ("softmax", "none"))
     arguments.choice("reduce_heads", reduce_heads, (*KINDS, None))
     arguments.choice("reduce_rows", reduce_rows, KINDS)
-    arguments.number("scale", scale)
-    return OPERATOR.select(request, backend), 1 / math.sqrt(request.width) if scale is None else scale
+    return OPERATOR.select(request, backend), arguments.scale(scale, request.width)
 
 
 OPERATOR: Operator[ImportanceRequest] = Operator(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -101,8 +100,7 @@ def _plan(
     arguments = Arguments("attention_received")
     arguments.flag("causal", causal)
     arguments.choice("reduce_heads", reduce_heads, (*KINDS, None))
-    arguments.number("scale", scale)
-    return OPERATOR.select(request, backend), 1 / math.sqrt(request.width) if scale is None else scale
+    return OPERATOR.select(request, backend), arguments.scale(scale, request.width)
 
 
 def _few_tokens(request: ImportanceRequest) -> str | None:

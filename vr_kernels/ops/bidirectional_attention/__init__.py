@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -139,9 +138,8 @@ def _sequences(arguments: Arguments, packed: bool, query: Signature, cu_seqlens:
 @remember
 def _plan(given: tuple[Any, ...], scale: float | None, backend: str | None) -> tuple[str, float]:
     request = _check(given)
-    Arguments("bidirectional_attention").number("scale", scale)
     width = given[0][0][-1]
-    return OPERATOR.select(request, backend), 1 / math.sqrt(width) if scale is None else scale
+    return OPERATOR.select(request, backend), Arguments("bidirectional_attention").scale(scale, width)
 
 
 OPERATOR: Operator[Request] = Operator(

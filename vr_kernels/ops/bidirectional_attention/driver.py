@@ -47,7 +47,9 @@ def attend_packed(
     """query (T, h, d), key and value (T, h_kv, d), the guide's key and value (S, h_kv, d)."""
     if not is_readable(cu_seqlens):
         return _attend_blocks(attend, query, key, value, guide, guide_mask, cu_seqlens, scale)
-    outputs = [query[:0]]
+    if query.shape[0] == 0:  # no sequence has a token, and yet each input has a gradient, of zero
+        return query + 0 * torch.stack([x.sum() for x in (key, value, *(guide or ()))]).sum()
+    outputs = []
     for s, tokens in spans(cu_seqlens):
         q, k, v = (x[None, tokens] for x in (query, key, value))  # (1, N, h or h_kv, d)
         guide_of_sequence = None if guide is None else (guide[0][s : s + 1], guide[1][s : s + 1])

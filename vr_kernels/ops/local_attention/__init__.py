@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,10 +152,9 @@ def _plan(
 ) -> tuple[WindowRequest, str, float]:
     request = _check(given, shared)
     arguments = Arguments("local_attention")
-    arguments.number("scale", scale)
     arguments.flag("return_lse", return_lse)
     arguments.flag("return_attention", return_attention)
-    return request, OPERATOR.select(request, backend), 1 / math.sqrt(request.channels) if scale is None else scale
+    return request, OPERATOR.select(request, backend), arguments.scale(scale, request.channels)
 
 
 OPERATOR: Operator[WindowRequest] = Operator(

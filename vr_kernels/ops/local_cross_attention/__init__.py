@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -219,11 +218,10 @@ def _plan(
 ) -> tuple[WindowRequest, str, float]:
     request = _check(given, subclass, num_heads, norm_groups, saliency_on)
     arguments = Arguments("local_cross_attention")
-    arguments.number("scale", scale)
     arguments.number("norm_eps", norm_eps, optional=False, least=0)
     arguments.flag("return_attention", return_attention)
     head_dim = given[0][0][-1] // num_heads
-    return request, OPERATOR.select(request, backend), 1 / math.sqrt(head_dim) if scale is None else scale
+    return request, OPERATOR.select(request, backend), arguments.scale(scale, head_dim)
 
 
 OPERATOR = Operator("local_cross_attention", BACKENDS, _request, typical_request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -93,8 +92,7 @@ def _plan(
     arguments = Arguments("cls_saliency")
     arguments.choice("source", source, ("logits", "probs"))
     arguments.choice("reduce", kind, (*_importance.KINDS, "mean_of_sigmoid"))
-    arguments.number("scale", scale)
-    return OPERATOR.select(request, backend), 1 / math.sqrt(request.width) if scale is None else scale
+    return OPERATOR.select(request, backend), arguments.scale(scale, request.width)
 
 
 OPERATOR: Operator[ImportanceRequest] = Operator("cls_saliency", ROWS.backends, _request, _importance.typical_rows)

@@ -62,7 +62,7 @@ def nearest_targets(metric: Tensor, rest: Tensor, targets: Tensor) -> Tensor:
     """For each row of rest (B, R) the number of the most similar of targets (B, C), the first of equal ones: (B, R)."""
     unit = F.normalize(take_tokens(metric, rest).double(), dim=-1)  # (B, R, d_m)
     target_unit = F.normalize(take_tokens(metric, targets).double(), dim=-1)  # (B, C, d_m)
-    return (unit @ target_unit.mT).float().argmax(dim=-1)
+    return (unit @ target_unit.mT).mul(2.0**24).round().argmax(dim=-1)
 
 
 def cluster_means(hidden: Tensor, rows: Tensor, cluster: Tensor, count: int, members: int) -> Tensor:
