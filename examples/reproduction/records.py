@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,24 @@ def record_path(task: str, row: str, seed: int, folder: Path = RECORDS) -> Path:
     return folder / f"{task}-{row}-{seed}.json"
 
 
+def code_version() -> str | None:
+    """The commit that runs, with a plus where its tracked files were changed since; None outside of a repository."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or None
+
+
 def environment(device: str) -> Record:
     """What a figure depends on beside its settings."""
     import torch
 
     return {
+        "code": code_version(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": versions() | {name: importlib.metadata.version(name) for name in DATA},

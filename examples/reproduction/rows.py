@@ -149,6 +149,8 @@ TABLES: dict[str, Table] = {
         "Interaction",
         "v2, Table 5b",
         (Line("full"), Line("global", "full", -3.0), Line("deformable", "full", -1.6)),
+        "Transformers' optimizer tells norms by their names: it decays the norm weights of `full` and `global`, which "
+        "are parameters of the attention itself, and not those of `deformable`, which are modules.",
     ),
     "insertion": Table(
         "Insertion",
@@ -175,7 +177,8 @@ TABLES: dict[str, Table] = {
         (Line("pool"), Line("sva", "pool", -0.4), Line("deepstack", "pool", -0.9), Line("full", "pool", 3.0)),
         "All are trained with their blocks from the start, on the levels of `full`: SVA after layers 1 and 4, of width "
         "128 with 4 heads where Cambrian's has 1024 with 16; DeepStack after layers 1, 2 and 3, a level each, as "
-        "Qwen3-VL.",
+        "Qwen3-VL. The blocks of `full` start as the identity, and those of the others do not; the norms of the others "
+        "are not decayed (see Interaction).",
     ),
     "methods": Table(
         "Other methods",

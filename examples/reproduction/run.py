@@ -7,7 +7,8 @@ import hashlib
 import shutil
 import sys
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,23 @@ from examples.reproduction.encoder import encoder_folder
 from examples.reproduction.kept_features import can_keep, kept_features
 from examples.reproduction.model import build_model, build_processor, load_model, question, row_config
 from examples.reproduction.pruning import placeholder_grid
-from examples.reproduction.records import RECORDS, ROOT, Record, environment, read_record, record_path, write_json
+from examples.reproduction.records import (
+    RECORDS,
+    ROOT,
+    Record,
+    code_version,
+    environment,
+    read_record,
+    record_path,
+    write_json,
+)
 from examples.reproduction.rows import BASE, ROWS, runs
 from examples.reproduction.task import PARTS, Task
 from examples.reproduction.tasks import find_task
 from examples.reproduction.training import Recipe, train_row
 
 WORK = ROOT / "build" / "reproduction"  # checkpoints, and the trained models
+SETTINGS, CODE = "settings.json", "code"  # what a run began with
 TEST_IMAGES, TEST_SEED = 1000, 2000  # no training and no learning curve has this seed
 
 
@@ -48,7 +59,7 @@ def run(
 
     Raises:
         ValueError: an unknown task or row; a seed that the tests have; checkpoints of other settings; a model to prune
-            that is not there.
+            that is not there, or of other settings. Busy: another process runs it.
     """
     found = find_task(task)
     if row not in ROWS:
@@ -67,38 +78,41 @@ def run(
         "recipe": asdict(recipe),
         "encoder_sha256": sha256,
     }
-    _check_settings(folder, settings)
-    if pruning is None:
-        weights = folder / "model"
-        kept = work / "features" / f"{task}-{seed}-{sha256[:8]}" if keep_features else None
-        model, trained = _train(found, row, seed, recipe, folder, encoder, kept)
-    else:
-        weights = work / f"{task}-{BASE}-{seed}" / "model"
-        model, trained = _prune(found, row, seed, weights)
-    config = row_config(found, ROWS[row])
-    processor = build_processor(found, config, placeholder_grid(config.token_grid, pruning))
-    accuracy = {part: generated_accuracy(found, model, processor, part, test_images) for part in PARTS}
-    if pruning is None:
-        model.save_pretrained(weights)
-        processor.save_pretrained(weights)
-    record = {
-        "task": task,
-        "row": row,
-        "seed": seed,
-        "command": f"python -m examples.reproduction --task {task} --row {row} --seed {seed}"
-        + keep_features * " --keep-features",
-        "what": ROWS[row].what,
-        **settings,
-        "config": config.to_diff_dict(),
-        "accuracy": accuracy,
-        "test_images": test_images,
-        "cost": costs(found, ROWS[row], model, weights),
-        **trained,
-        **environment(model.device.type),
-    }
-    write_json(record_path(task, row, seed, records), record)
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    with _claimed(folder):
+        begun_with = _check_settings(folder, settings)
+        if pruning is None:
+            weights = folder / "model"
+            kept = work / "features" / f"{task}-{seed}-{sha256[:8]}" if keep_features else None
+            model, trained = _train(found, row, seed, recipe, folder, encoder, kept)
+        else:
+            base = work / f"{task}-{BASE}-{seed}"
+            weights = base / "model"
+            model, trained = _prune(found, row, seed, base, settings)
+        config = row_config(found, ROWS[row])
+        processor = build_processor(found, config, placeholder_grid(config.token_grid, pruning))
+        accuracy = {part: generated_accuracy(found, model, processor, part, test_images) for part in PARTS}
+        if pruning is None:
+            model.save_pretrained(weights)
+            processor.save_pretrained(weights)
+        record = {
+            "task": task,
+            "row": row,
+            "seed": seed,
+            "command": f"python -m examples.reproduction --task {task} --row {row} --seed {seed}"
+            + keep_features * " --keep-features",
+            "what": ROWS[row].what,
+            **settings,
+            "config": config.to_diff_dict(),
+            "accuracy": accuracy,
+            "test_images": test_images,
+            "cost": costs(found, ROWS[row], model, weights),
+            **trained,
+            "begun_with_code": begun_with,
+            **environment(model.device.type),
+        }
+        write_json(record_path(task, row, seed, records), record)
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
     return record
 
 
@@ -112,14 +126,21 @@ def _train(
     return model.eval(), trained
 
 
-def _prune(task: Task, row: str, seed: int, weights: Path) -> tuple[Any, dict[str, Any]]:
+def _prune(task: Task, row: str, seed: int, base: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The model of another row, whose tokens are dropped: there is no curve of it."""
-    if not (weights / "model.safetensors").exists():
+    if not (base / "model" / "model.safetensors").exists():
         raise ValueError(
-            f"{row} prunes the trained {BASE} of seed {seed}, and {weights} does not hold it; train that first, with "
+            f"{row} prunes the trained {BASE} of seed {seed}, and {base} does not hold it; train that first, with "
             f"python -m examples.reproduction --task {task.name} --row {BASE} --seed {seed}"
         )
-    return load_model(task, ROWS[row], weights), {
+    trained_with = read_record(base / SETTINGS)
+    for name in ("recipe", "encoder_sha256"):
+        if trained_with[name] != settings[name]:
+            raise ValueError(
+                f"{row} prunes a {BASE} with {name} {settings[name]}, and that in {base} has {trained_with[name]}; "
+                "delete it and train it anew"
+            )
+    return load_model(task, ROWS[row], base / "model"), {
         "curve": [],
         "loss": [],
         "wall_seconds": 0.0,
@@ -127,14 +148,34 @@ def _prune(task: Task, row: str, seed: int, weights: Path) -> tuple[Any, dict[st
     }
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """A run goes on only under the settings that it began with."""
-    path = folder / "settings.json"
+class Busy(Exception):
+    """Another process has the run."""
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"{folder} is another process's run; wait for it") from None
+        yield
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
+    """A run goes on only under the settings that it began with. Returns the code that it began with."""
+    path = folder / SETTINGS
     if not path.exists():
-        write_json(path, settings)
-    for name, value in read_record(path).items():
+        if list(folder.glob("checkpoint-*")):
+            raise ValueError(f"{folder} holds checkpoints and no {SETTINGS}; delete it to begin anew")
+        write_json(path, {**settings, CODE: code_version()})
+    begun = read_record(path)
+    code: str | None = begun.pop(CODE, None)
+    for name, value in begun.items():
         if value != settings[name]:
             raise ValueError(f"{folder} holds a run with {name} {value}, not {settings[name]}; delete it to begin anew")
+    return code
 
 
 def run_missing(task: str, *, keep_features: bool = False) -> None:
@@ -144,25 +185,19 @@ def run_missing(task: str, *, keep_features: bool = False) -> None:
     """
     failed = []
     for row, seed in runs(find_task(task).tables):
-        folder = WORK / f"{task}-{row}-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # another process has it
-            if record_path(task, row, seed).exists():
-                continue
-            if ROWS[row].pruning is not None and not record_path(task, BASE, seed).exists():
-                print(f"{row}, seed {seed}: another process trains the {BASE} that it prunes; run again", flush=True)
-                continue
-            try:
-                print(
-                    f"{row}, seed {seed}: {run(task, row, seed, keep_features=keep_features)['accuracy']}", flush=True
-                )
-            except Exception:
-                traceback.print_exc()
-                failed.append(f"{row} seed {seed}")
+        if record_path(task, row, seed).exists():
+            continue
+        base = WORK / f"{task}-{BASE}-{seed}"
+        try:
+            if ROWS[row].pruning is not None and not (base / "model" / "model.safetensors").exists():
+                # A record of it may have come from elsewhere, and stays.
+                run(task, BASE, seed, records=WORK / "records", keep_features=keep_features)
+            print(f"{row}, seed {seed}: {run(task, row, seed, keep_features=keep_features)['accuracy']}", flush=True)
+        except Busy as reason:
+            print(f"{row}, seed {seed}: {reason}", flush=True)
+        except Exception:
+            traceback.print_exc()
+            failed.append(f"{row} seed {seed}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -17,8 +17,9 @@ from examples.reproduction.times import read_times
 
 HEADER = """# {title}
 
-Made by `python -m examples.reproduction tables --task {task}` from the records beside this page;
-`examples/reproduction/README.md` says what was trained and how.
+Made from the records beside this page; `examples/reproduction/README.md` says what was trained and how:
+
+    {command}
 
 Accuracy is the share of {unit}s that are right in greedy answers to {images} questions a run, on what the training saw
 of and on what it did not; who does not look at the image gets {guess:.3f}. It is a mean over seeds with its 95 %
@@ -48,7 +49,18 @@ def read_records(
     for (row, _), path in paths.items():
         if path.exists():
             found[row].append(read_record(path))
+    _check_comparable(task, [record for records in found.values() for record in records])
     return {row: records for row, records in found.items() if records}
+
+
+def _check_comparable(task: str, records: Sequence[Record]) -> None:
+    for name in ("recipe", "encoder_sha256", "test_images"):
+        for record in records[1:]:
+            if record[name] != records[0][name]:
+                one, other = (f"{task}-{it['row']}-{it['seed']}" for it in (records[0], record))
+                raise ValueError(
+                    f"tables: {one} has {name} {records[0][name]}, and {other} {record[name]}; run one of them again"
+                )
 
 
 def write_tables(
@@ -63,6 +75,8 @@ def write_tables(
     from examples.reproduction.figures import draw_costs, draw_curves, draw_ratio
 
     found = find_task(task)
+    named = "".join(f" --table {name}" for name in tables or ())
+    command = f"python -m examples.reproduction tables --task {task}{named}" + " --partial" * partial
     tables = tables or found.tables
     records = read_records(task, tables, records_folder, partial=partial)
     if not records:
@@ -76,13 +90,15 @@ def write_tables(
                 draw_ratio(found, of_table, folder / f"{task}-tokens.png")
     draw_costs(found, records, folder / f"{task}-cost.png")
     page = folder / f"{task}.md"
-    page.write_text(_page(found, tables, records, read_times(task, records_folder)))
+    page.write_text(_page(found, tables, records, read_times(task, records_folder), command))
     return page
 
 
-def _page(task: Task, tables: Sequence[str], records: dict[str, list[Record]], times: Record | None) -> str:
+def _page(
+    task: Task, tables: Sequence[str], records: dict[str, list[Record]], times: Record | None, command: str
+) -> str:
     first = next(iter(records.values()))[0]
-    header = {"task": task.name, "unit": task.unit, "images": first["test_images"], "guess": task.guess}
+    header = {"command": command, "unit": task.unit, "images": first["test_images"], "guess": task.guess}
     parts = [HEADER.format(title=f"The papers' effect in small: {task.name}", **header), *_encoder(task)]
     parts += [] if times is None else [_of_times(times)]
     for name in tables:

@@ -21,9 +21,9 @@ def most_attended(scores: list[float], count: int) -> list[int]:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """In float64, rounded to float32."""
+    """In float64, rounded to the grid on which equal ones meet."""
     norm = float(a.norm()) * float(b.norm())
-    return float((torch.dot(a, b) / norm if norm > 0 else a.new_zeros(())).float())
+    return round(float(torch.dot(a, b)) / norm * 2**24) if norm > 0 else 0
 
 
 def merge(

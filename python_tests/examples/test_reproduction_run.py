@@ -120,6 +120,20 @@ def test_a_run_does_not_go_on_under_other_settings(work: Path, tower: Path, monk
         run_row(work, tower)
 
 
+def test_checkpoints_that_nobody_can_tell_of_are_refused(work: Path, tower: Path) -> None:
+    folder = work / "work" / "digits-local-0"
+    (folder / "checkpoint-2").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"holds checkpoints and no settings\.json; delete it"):
+        run_row(work, tower)
+
+
+def test_a_run_that_another_process_has_is_left_to_it(work: Path, tower: Path) -> None:
+    with run._claimed(work / "work" / "digits-local-0"), pytest.raises(run.Busy, match="another process's run"):
+        run_row(work, tower)
+    record = run_row(work, tower)
+    assert record["code"] == record["begun_with_code"] == records.code_version()
+
+
 def test_training_changes_blocks_and_decoder_and_leaves_the_encoder(work: Path, tower: Path) -> None:
     record = run_row(work, tower)
     before, after = model.build_model(DIGITS, rows.ROWS["local"], 0, tower).state_dict(), weights(work, "work")
@@ -156,6 +170,10 @@ def test_a_trained_model_is_loaded_and_pruned(work: Path, tower: Path) -> None:
     assert record["curve"] == []
     assert record["cost"]["prefill_flops"] < trained["cost"]["prefill_flops"]
     assert record["pruning"]["method"] == "fastv"
+    path = work / "work" / "digits-mlp-0" / "settings.json"
+    records.write_json(path, records.read_record(path) | {"encoder_sha256": "another"})
+    with pytest.raises(ValueError, match=r"fastv prunes a mlp with encoder_sha256 .*, and that in .* has another"):
+        run_row(work, tower, "fastv")
 
 
 @pytest.mark.parametrize("row", ["deepstack", "control"])

@@ -25,6 +25,7 @@ def write_record(
     content: dict[str, Any] = {
         "task": task, "row": row, "seed": seed, "command": f"run {row} {seed}", "test_images": 3,
         "accuracy": {"seen": unseen + 0.1, "unseen": unseen}, "curve": curve if trained else [], "recipe": {"steps": 4},
+        "encoder_sha256": "e",
         "cost": measured, "device": "a processor", "date": "2000-01-01T00:00:00", "versions": {"torch": "2"},
     }  # fmt: skip
     records.write_json(records.record_path(task, row, seed, folder), content | spent)
@@ -49,6 +50,15 @@ def test_tables_say_of_each_gain_what_its_interval_supports(tmp_path: Path) -> N
     assert "+0.125" in lines["full"]  # the last quarter of its steps
     for name in ("digits-insertion.png", "digits-cost.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("field", ["recipe", "encoder_sha256", "test_images"])
+def test_records_that_cannot_be_compared_are_refused(field: str, tmp_path: Path) -> None:
+    write_insertion(tmp_path)
+    path = records.record_path("digits", "after-1", 2, tmp_path)
+    records.write_json(path, records.read_record(path) | {field: "another"})
+    with pytest.raises(ValueError, match=f"digits-full-0 has {field} .*, and digits-after-1-2 another; run one of"):
+        tables.write_tables("digits", ["insertion"], records_folder=tmp_path, folder=tmp_path)
 
 
 def test_times_stand_beside_their_ratio_where_they_were_measured(tmp_path: Path) -> None:

@@ -249,3 +249,22 @@ def test_bounds_that_are_not_the_tokens_are_refused(backend: str) -> None:
 def test_float64_is_computed_by_blocks_without_a_map() -> None:
     call = {name: value.double() for name, value in received_call().items()}
     assert vr_kernels.explain(vr_kernels.attention_received, **call).chosen == "blocked"
+
+
+@backends
+@pytest.mark.parametrize("zero", ["query", "key"])
+def test_equal_weights_are_summed_to_their_last_digit(backend: str, zero: str) -> None:
+    """Of a projection that starts at zero: every sum of the same numbers is rounded to the same side."""
+    call = {"query": torch.randn(1, 1100, 2, 16), "key": torch.randn(1, 1100, 2, 16)}
+    call[zero] = torch.zeros(1, 1100, 2, 16)
+    received = vr_kernels.attention_received(**call, backend=backend).double()
+    exact = vr_kernels.attention_received(**{name: x.double() for name, x in call.items()}, backend="reference")
+    assert ((received - exact) / exact).abs().max() < 2**-22
+
+
+@backends
+def test_an_integer_scale_is_a_number_as_any_other(backend: str) -> None:
+    call = received_call()
+    for scale in (2, 10**30):
+        received = vr_kernels.attention_received(**call, scale=scale, backend=backend)
+        assert torch.equal(received, vr_kernels.attention_received(**call, scale=float(scale), backend=backend))

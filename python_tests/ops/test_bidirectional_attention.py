@@ -247,3 +247,17 @@ def test_nothing_is_computed_by_explain() -> None:
         explanation = vr_kernels.explain(bidirectional_attention, **call)
     assert explanation.chosen == "sdpa"
     assert explanation.reasons["reference"] == "by name only: the definition"
+
+
+@pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 0, 0]], ids=str)
+@backends
+def test_sequences_without_a_token_give_every_input_a_gradient(bounds: list[int], backend: str) -> None:
+    guides = [torch.randn(len(bounds) - 1, 2, 4, requires_grad=True) for _ in range(2)]
+    tokens = [torch.randn(0, 2, 4, requires_grad=True) for _ in range(3)]
+    bounds_tensor = torch.tensor(bounds, dtype=torch.int32)
+    out = bidirectional_attention(
+        *tokens, guide_key=guides[0], guide_value=guides[1], cu_seqlens=bounds_tensor, backend=backend
+    )
+    out.sum().backward()
+    assert out.shape == (0, 2, 4)
+    assert all(given.grad is not None and not given.grad.any() for given in (*tokens, *guides))

@@ -248,3 +248,13 @@ def test_it_compiles_into_one_graph_forward_and_backward() -> None:
         tokens.square().sum().backward()
         results.append((tokens, leaf.grad))
     torch.testing.assert_close(*results)
+
+
+def test_rows_as_far_from_several_targets_join_the_first_of_them() -> None:
+    """Where the cosine is 0 it is what rounding leaves of a sum of products, and that differs from target to target."""
+    target = torch.tensor([3, 0, 1, -2, 2, 0, 2, 0])
+    square = torch.tensor([-6, 66, -46, 4, 40, 66, -4, -66])  # at right angles to it
+    assert torch.dot(target, square) == 0
+    metric = torch.stack([target, square, -target, square, 2 * target, square])[None].float()
+    merged = merge_contextual_tokens(torch.randn(1, 6, 4), metric, 3)
+    assert merged.assignment.tolist() == [[0, 0, 1, 0, 2, 0]]

@@ -34,7 +34,8 @@ def local_attention(
     """Windowed attention: each query attends to the K keys of its own window (Vision Remember v2, Eq. 2).
 
     ``out_n = sum_j softmax_j(scale * q_n . k_j + bias_j) * saliency_j * v_j`` over the window's slots j; the saliency
-    is v1's Eq. 3 and is not renormalised. Scores, softmax and sums are float32 (float64 for float64 inputs).
+    is v1's Eq. 3 and is not renormalised. Scores, softmax and sums are float32 (float64 for float64 inputs);
+    backend "reference" alone rounds scores to the dtype of its inputs first, as a product of plain PyTorch does.
 
     Args:
         query: (B, n_h, n_w, h, d) in the grid form, (N, h, d) in the indexed form; float32, bfloat16, float16, float64.

@@ -60,8 +60,8 @@ def merge_contextual_tokens(
 
     Of the R rows that are left, in raster order, every ``max(1, R // C)``-th is a target, C in all. Each other row
     joins the target whose metric is most similar to its own: the cosine, the first of equal ones; a metric of zero is
-    equally far from all. Similarities are float64, rounded to multiples of 2^-24, so that equal ones tie however a product is
-    summed; sums of tokens are float32 (float64 for float64), whatever the dtype.
+    equally far from all. Similarities are float64, rounded to multiples of 2^-24, so that equal ones tie however a
+    product is summed; sums of tokens are float32 (float64 for float64), whatever the dtype.
 
     Args:
         hidden: (B, N, D); float32, bfloat16, float16 or float64. Any strides; contiguous rows are read where they lie,
