@@ -185,7 +185,7 @@ class Arguments:
         self.number("scale", value)
         if value is None:
             return 1 / math.sqrt(width)
-        return float(value) if isinstance(value, int) else value  # type: ignore[no-any-return]
+        return float(value) if isinstance(value, int) else value
 
     def integer(self, name: str, value: Any, least: int) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
