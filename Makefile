@@ -9,8 +9,6 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that spin while they wait for work slow each other down where there are fewer cores than threads.
 export OMP_WAIT_POLICY := passive
-# pip would compile every module that it installs; Python compiles those that are imported.
-export PIP_COMPILE := 0
 
 .PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-app test-gpu test-sanitizer test-threads fuzz \
     test-wheel lint docs sdist wheel clean
