@@ -39,7 +39,8 @@ def apply_pruning(model: M, method: str, processor: Any = None, **options: Any) 
 
     The output has a row for each token of the prompt, zero where it was dropped; ``hidden_states`` of the layers above
     a stage have the rows that are left, each sample's moved to the right end. A prompt's last token always stays.
-    Without a cache every step is a prompt of its own, and so ranks anew, by its own last token.
+    Without a cache every step is a prompt of its own, and so ranks anew, by its own last token. With ``labels`` the
+    first supervised token behind the images ends the prompt: an answer that is scored has no say in what is dropped.
 
     Methods and their options, with the defaults of the papers:
         "fastv": layer=2, keep_ratio=0.5. The first ``layer`` layers see all; by the last one's attention from the last
