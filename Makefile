@@ -9,6 +9,8 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that spin while they wait for work slow each other down where there are fewer cores than threads.
 export OMP_WAIT_POLICY := passive
+# The tests start Python some hundred times: what one has compiled the others read.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo bench test test-plain test-interpreter test-aot test-oldest test-app test-gpu test-sanitizer test-threads fuzz \
     test-wheel lint docs sdist wheel clean
