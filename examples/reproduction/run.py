@@ -51,11 +51,13 @@ def run(
     encoder: Path | None = None,
     test_images: int = TEST_IMAGES,
     keep_features: bool = False,
+    unless_recorded: bool = False,
 ) -> Record:
     """Makes the record of a row and seed; a run that was killed goes on from its last checkpoint.
 
     Args:
         keep_features: of the encoder, below ``work``, for the next rows of the seed (see ``kept_features``).
+        unless_recorded: a record that is there is the answer.
 
     Raises:
         ValueError: an unknown task or row; a seed that the tests have; checkpoints of other settings; a model to prune
@@ -79,6 +81,8 @@ def run(
         "encoder_sha256": sha256,
     }
     with _claimed(folder):
+        if unless_recorded and record_path(task, row, seed, records).exists():
+            return read_record(record_path(task, row, seed, records))
         begun_with = _check_settings(folder, settings)
         if pruning is None:
             weights = folder / "model"
@@ -192,7 +196,8 @@ def run_missing(task: str, *, keep_features: bool = False) -> None:
             if ROWS[row].pruning is not None and not (base / "model" / "model.safetensors").exists():
                 # A record of it may have come from elsewhere, and stays.
                 run(task, BASE, seed, records=WORK / "records", keep_features=keep_features)
-            print(f"{row}, seed {seed}: {run(task, row, seed, keep_features=keep_features)['accuracy']}", flush=True)
+            record = run(task, row, seed, keep_features=keep_features, unless_recorded=True)
+            print(f"{row}, seed {seed}: {record['accuracy']}", flush=True)
         except Busy as reason:
             print(f"{row}, seed {seed}: {reason}", flush=True)
         except Exception:

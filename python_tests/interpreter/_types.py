@@ -1,5 +1,5 @@
 """Triton's interpreter, quicker: it makes the type of a block anew for every operation, and looks up numpy's for it in
-a dict that it builds each time (triton 3.6 and 3.7), which is a third of all time here. Each is made once instead.
+a dict that it builds each time (triton 3.6 and 3.7), which is much of the time here. Each is made once instead.
 """
 
 from __future__ import annotations
